@@ -1,0 +1,1 @@
+//! Instruction encoders into a caller's buffer.

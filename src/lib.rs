@@ -1,0 +1,10 @@
+//! Function-entry trampolines.
+#![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "std")]
+extern crate std;
+
+pub mod addr;
+pub mod encode;
+pub mod layout;
