@@ -8,3 +8,6 @@ extern crate std;
 pub mod addr;
 pub mod encode;
 pub mod layout;
+pub mod patch;
+
+mod sync;

@@ -33,8 +33,9 @@
 
 mod batch;
 mod resolve;
+mod steps;
 
-pub use batch::{Batch, Conflict, PatchError};
+pub use batch::{Batch, CheckedBatch, Conflict, PatchError};
 pub use resolve::{Resume, TrapResolver};
 
 use core::fmt::{Debug, Display};

@@ -1,0 +1,363 @@
+//! A batch: any number of sites, three passes, whole or not at all.
+
+use core::fmt::{self, Display};
+
+use super::steps::{Breakpoint, ShortJump, Steps};
+use super::{Cores, Poke, PokeState, Protocol, SITE_LEN, Text, TrapResolver};
+use crate::addr::PatchSite;
+
+/// A site that stopped a batch, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Conflict {
+    /// Other bytes stand at the site than the caller expected: somebody else patched it, or
+    /// it is not a patch site.
+    Changed {
+        /// The site.
+        site: PatchSite,
+        /// What the caller said stands there.
+        expected: [u8; SITE_LEN],
+        /// What was found.
+        found: [u8; SITE_LEN],
+    },
+    /// The site's first two bytes lie in two 8-byte words, so they cannot be stored at once.
+    Straddles {
+        /// The site.
+        site: PatchSite,
+    },
+}
+
+impl Conflict {
+    /// The site that stopped the batch.
+    #[must_use]
+    pub const fn site(&self) -> PatchSite {
+        match *self {
+            Self::Changed { site, .. } | Self::Straddles { site } => site,
+        }
+    }
+}
+
+impl Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed { site, expected, found } => write!(
+                f,
+                "at {site} stands {found:02x?} where {expected:02x?} was expected: another tool \
+                 patches this function; detach it there first"
+            ),
+            Self::Straddles { site } => write!(
+                f,
+                "the first two bytes at {site} lie in two 8-byte words: align functions to an \
+                 even address, or use the breakpoint protocol"
+            ),
+        }
+    }
+}
+
+impl Poke {
+    /// What stopped this poke's batch at this site, if it was this site.
+    ///
+    /// [`PatchError::Conflicts`] carries the first conflict and their number; the others are
+    /// read from the pokes themselves, because the core has no memory to list them in.
+    #[must_use]
+    pub fn conflict(&self) -> Option<Conflict> {
+        match self.state {
+            PokeState::Good => None,
+            PokeState::Changed => Some(Conflict::Changed {
+                site: self.site,
+                expected: self.old,
+                found: self.found,
+            }),
+            PokeState::Straddles => Some(Conflict::Straddles { site: self.site }),
+        }
+    }
+}
+
+/// Why a batch did not land. `T` and `C` are the errors of the embedder's
+/// [`Text`] and [`Cores`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PatchError<T, C> {
+    /// Sites did not hold what was expected. Nothing was written.
+    Conflicts {
+        /// How many sites; [`Poke::conflict`] tells which.
+        count: usize,
+        /// The first of them.
+        first: Conflict,
+    },
+    /// A site was named twice. Nothing was written.
+    Duplicate {
+        /// The site.
+        site: PatchSite,
+    },
+    /// A site could not be read. Nothing was written.
+    Read {
+        /// The site.
+        site: PatchSite,
+        /// What the embedder said.
+        cause: T,
+    },
+    /// The text could not be made writable. Nothing was written.
+    Open(T),
+    /// A store failed. Every site holds its old bytes again.
+    Store {
+        /// The site.
+        site: PatchSite,
+        /// What the embedder said.
+        cause: T,
+    },
+    /// The cores could not be synchronised. Every site holds its old bytes again.
+    Synchronise(C),
+    /// A failure could not be taken back, because taking it back failed too. From this site
+    /// on, sites may still be guarded: with the short jump they behave as if unhooked.
+    Stuck {
+        /// The first site that may still be guarded.
+        site: PatchSite,
+    },
+}
+
+impl<T: Display, C: Display> Display for PatchError<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflicts { count: 1, first } => first.fmt(f),
+            Self::Conflicts { count, first } => write!(f, "{count} sites; the first: {first}"),
+            Self::Duplicate { site } => write!(f, "the site {site} is in the batch twice"),
+            Self::Read { site, cause } => write!(f, "the site {site} cannot be read: {cause}"),
+            Self::Open(cause) => write!(f, "the text cannot be made writable: {cause}"),
+            Self::Store { site, cause } => write!(f, "the site {site} cannot be written: {cause}"),
+            Self::Synchronise(cause) => write!(f, "the cores cannot be synchronised: {cause}"),
+            Self::Stuck { site } => write!(
+                f,
+                "a failed batch could not be taken back; sites from {site} on may stay guarded"
+            ),
+        }
+    }
+}
+
+impl<T: fmt::Debug + Display, C: fmt::Debug + Display> core::error::Error for PatchError<T, C> {}
+
+/// Sites that are to change together.
+#[derive(Debug)]
+#[must_use = "a batch changes nothing until it is checked and landed"]
+pub struct Batch<'a> {
+    protocol: Protocol,
+    pokes: &'a mut [Poke],
+}
+
+/// A [`Batch`] whose sites were all found to hold their old bytes.
+#[derive(Debug)]
+#[must_use = "a checked batch changes nothing until it is landed"]
+pub struct CheckedBatch<'a> {
+    protocol: Protocol,
+    pokes: &'a mut [Poke],
+}
+
+/// Short for the error of a batch over `T` and `C`.
+type Failure<T, C> = PatchError<<T as Text>::Error, <C as Cores>::Error>;
+
+impl<'a> Batch<'a> {
+    /// A batch of `pokes`, in any order; they are sorted by site.
+    pub fn new(protocol: Protocol, pokes: &'a mut [Poke]) -> Self {
+        Self { protocol, pokes }
+    }
+
+    /// Reads every site and compares it with its old bytes. Writes nothing.
+    ///
+    /// # Errors
+    /// [`Conflicts`](PatchError::Conflicts), [`Duplicate`](PatchError::Duplicate) or
+    /// [`Read`](PatchError::Read).
+    pub fn check<T: Text, C>(
+        self,
+        text: &T,
+    ) -> Result<CheckedBatch<'a>, PatchError<T::Error, C>> {
+        let Self { protocol, pokes } = self;
+        let straddles = match protocol {
+            Protocol::ShortJump => ShortJump::straddles,
+            Protocol::Breakpoint => Breakpoint::straddles,
+        };
+        if !pokes.is_sorted_by(|a, b| a.site < b.site) {
+            pokes.sort_unstable_by_key(|poke| poke.site);
+            let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
+            if let Some((twice, _)) = twice {
+                return Err(PatchError::Duplicate { site: twice.site });
+            }
+        }
+        let mut count = 0;
+        let mut first = None;
+        for poke in pokes.iter_mut() {
+            let found = text
+                .read(poke.site.get())
+                .map_err(|cause| PatchError::Read { site: poke.site, cause })?;
+            poke.state = if found != poke.old {
+                PokeState::Changed
+            } else if straddles(poke.site) {
+                PokeState::Straddles
+            } else {
+                continue;
+            };
+            poke.found = found;
+            count += 1;
+            first = first.or(poke.conflict());
+        }
+        match first {
+            Some(first) => Err(PatchError::Conflicts { count, first }),
+            None => Ok(CheckedBatch { protocol, pokes }),
+        }
+    }
+
+    /// [Checks](Self::check) and [lands](CheckedBatch::land) in one call.
+    ///
+    /// # Safety
+    /// As [`CheckedBatch::land`].
+    ///
+    /// # Errors
+    /// Any [`PatchError`].
+    pub unsafe fn apply<T: Text, C: Cores>(
+        self,
+        text: &mut T,
+        cores: &mut C,
+        traps: &TrapResolver,
+    ) -> Result<(), Failure<T, C>> {
+        let checked = self.check(text)?;
+        // SAFETY: the caller's contract is the same.
+        unsafe { checked.land(text, cores, traps) }
+    }
+}
+
+impl CheckedBatch<'_> {
+    /// Writes every site, in three passes with a synchronisation of the cores after each.
+    ///
+    /// # Safety
+    /// - Nobody else writes to these sites or to their text's protection until this returns.
+    /// - No core is *inside* a site, that is, has one of a site's bytes but the first as its
+    ///   next instruction: the old bytes have been one instruction since before any core that
+    ///   could be there last passed.
+    /// - Whatever a new instruction branches to is emitted, and ready to run.
+    /// - With [`Protocol::Breakpoint`], every core's trap handler asks `traps`, and nobody
+    ///   else lands a batch with the same resolver at the same time.
+    ///
+    /// # Errors
+    /// [`Open`](PatchError::Open), [`Store`](PatchError::Store),
+    /// [`Synchronise`](PatchError::Synchronise): the old bytes stand everywhere.
+    /// [`Stuck`](PatchError::Stuck) where that could not be achieved.
+    pub unsafe fn land<T: Text, C: Cores>(
+        self,
+        text: &mut T,
+        cores: &mut C,
+        traps: &TrapResolver,
+    ) -> Result<(), Failure<T, C>> {
+        let Self { protocol, pokes } = self;
+        if pokes.is_empty() {
+            return Ok(());
+        }
+        text.open(pokes).map_err(PatchError::Open)?;
+        // SAFETY: the text is open for exactly these sites; the rest is the caller's contract.
+        let landed = unsafe {
+            match protocol {
+                Protocol::ShortJump => passes::<ShortJump, T, C>(text, cores, pokes),
+                Protocol::Breakpoint => {
+                    traps.publish(pokes);
+                    let landed = passes::<Breakpoint, T, C>(text, cores, pokes);
+                    traps.withdraw();
+                    landed
+                }
+            }
+        };
+        text.close();
+        landed
+    }
+}
+
+/// How far a batch came: the sites before these positions have been through the pass.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    guarded: usize,
+    tails: usize,
+    heads: usize,
+}
+
+/// The three passes, and the way back if one fails.
+///
+/// # Safety
+/// As [`CheckedBatch::land`], and `text` is open for `pokes`.
+unsafe fn passes<S: Steps, T: Text, C: Cores>(
+    text: &mut T,
+    cores: &mut C,
+    pokes: &[Poke],
+) -> Result<(), Failure<T, C>> {
+    let mut progress = Progress::default();
+    // SAFETY: the contract is handed on.
+    let failure = match unsafe { forward::<S, T, C>(text, cores, pokes, &mut progress) } {
+        Ok(()) => return Ok(()),
+        Err(failure) => failure,
+    };
+    // SAFETY: the contract is handed on, and `progress` is what `forward` has stored.
+    match unsafe { back::<S, T, C>(text, cores, pokes, progress) } {
+        Ok(()) => Err(failure),
+        Err(site) => Err(PatchError::Stuck { site }),
+    }
+}
+
+/// Writes the new bytes of every site, noting in `progress` what has been stored.
+///
+/// # Safety
+/// As [`passes`].
+unsafe fn forward<S: Steps, T: Text, C: Cores>(
+    text: &mut T,
+    cores: &mut C,
+    pokes: &[Poke],
+    progress: &mut Progress,
+) -> Result<(), Failure<T, C>> {
+    let failed = |site| move |cause| PatchError::Store { site, cause };
+    for poke in pokes {
+        // SAFETY: the text is open; no core is inside the site and its tail is the old one.
+        unsafe { S::guard(text, poke.site) }.map_err(failed(poke.site))?;
+        progress.guarded += 1;
+    }
+    cores.synchronise().map_err(PatchError::Synchronise)?;
+    for poke in pokes {
+        // SAFETY: every site is guarded, and every core has synchronised since.
+        unsafe { S::tail(text, poke.site, &poke.new) }.map_err(failed(poke.site))?;
+        progress.tails += 1;
+    }
+    cores.synchronise().map_err(PatchError::Synchronise)?;
+    for poke in pokes {
+        // SAFETY: every tail is the new one, and every core has synchronised since.
+        unsafe { S::head(text, poke.site, &poke.new) }.map_err(failed(poke.site))?;
+        progress.heads += 1;
+    }
+    cores.synchronise().map_err(PatchError::Synchronise)
+}
+
+/// Takes back what a failed [`forward`] has stored: the same three passes towards the old
+/// bytes, each over the sites that need it. Gives the site at which it could not go on.
+///
+/// # Safety
+/// As [`passes`], and `progress` says what has been stored.
+unsafe fn back<S: Steps, T: Text, C: Cores>(
+    text: &mut T,
+    cores: &mut C,
+    pokes: &[Poke],
+    progress: Progress,
+) -> Result<(), PatchSite> {
+    let Some(first) = pokes.first() else { return Ok(()) };
+    let mut synchronise = || cores.synchronise().map_err(|_| first.site);
+    for poke in pokes.iter().take(progress.heads) {
+        // SAFETY: these sites hold the new instruction whole; guarding it changes no tail.
+        unsafe { S::guard(text, poke.site) }.map_err(|_| poke.site)?;
+    }
+    if progress.tails > 0 {
+        synchronise()?;
+        for poke in pokes.iter().take(progress.tails) {
+            // SAFETY: every site is guarded, and every core has synchronised since.
+            unsafe { S::tail(text, poke.site, &poke.old) }.map_err(|_| poke.site)?;
+        }
+        synchronise()?;
+    }
+    for poke in pokes.iter().take(progress.guarded) {
+        // SAFETY: every tail is the old one; where one was written, every core has
+        // synchronised since, and where none was, cores never saw another.
+        unsafe { S::head(text, poke.site, &poke.old) }.map_err(|_| poke.site)?;
+    }
+    synchronise()
+}
