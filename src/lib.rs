@@ -6,8 +6,10 @@
 extern crate std;
 
 pub mod addr;
+pub mod emit;
 pub mod encode;
 pub mod layout;
+pub mod metadata;
 pub mod patch;
 
 mod sync;

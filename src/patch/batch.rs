@@ -63,11 +63,9 @@ impl Poke {
     pub fn conflict(&self) -> Option<Conflict> {
         match self.state {
             PokeState::Good => None,
-            PokeState::Changed => Some(Conflict::Changed {
-                site: self.site,
-                expected: self.old,
-                found: self.found,
-            }),
+            PokeState::Changed => {
+                Some(Conflict::Changed { site: self.site, expected: self.old, found: self.found })
+            }
             PokeState::Straddles => Some(Conflict::Straddles { site: self.site }),
         }
     }
@@ -166,10 +164,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`Conflicts`](PatchError::Conflicts), [`Duplicate`](PatchError::Duplicate) or
     /// [`Read`](PatchError::Read).
-    pub fn check<T: Text, C>(
-        self,
-        text: &T,
-    ) -> Result<CheckedBatch<'a>, PatchError<T::Error, C>> {
+    pub fn check<T: Text, C>(self, text: &T) -> Result<CheckedBatch<'a>, PatchError<T::Error, C>> {
         let Self { protocol, pokes } = self;
         let straddles = match protocol {
             Protocol::ShortJump => ShortJump::straddles,

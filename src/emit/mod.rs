@@ -1,0 +1,100 @@
+//! Emitting images: the code that runs programs.
+//!
+//! An *image* is emitted once for each [set of programs](crate::attach), not once for each
+//! function: what differs between functions with the same programs is found through the index.
+//! It is position-dependent, and emitted for the address where it will run.
+//!
+//! What an image hands to a program is a [`Context`].
+
+mod context;
+pub mod x86_64;
+
+pub use context::Context;
+
+use core::fmt;
+
+use crate::encode::EncodeError;
+
+/// Which vector registers an image saves before it runs programs and restores afterwards.
+///
+/// A callee may read its vector arguments, so a program that may change them, and compiled
+/// code may, must not be seen to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Vectors {
+    /// None: every program of the image is known to leave them alone.
+    Untouched,
+    /// `xmm0` to `xmm7`: what a program compiled for SSE can change.
+    Xmm,
+    /// `ymm0` to `ymm7`: what a program on a CPU with AVX can change.
+    Ymm,
+    /// `zmm0` to `zmm7`: what a program on a CPU with AVX-512 can change.
+    Zmm,
+}
+
+/// How a body finds the index of the function that it was entered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IndexFrom {
+    /// It stands in the function's slot, this many bytes before the return address that a
+    /// body called from the patch site sees.
+    Slot {
+        /// [`EntryLayout::return_to_index`](crate::layout::EntryLayout::return_to_index).
+        return_to_index: u16,
+    },
+    /// A thunk has put it in `r11d`: the function has no slot.
+    Thunk,
+}
+
+/// Where a program's cookie stands: at `column + index * stride`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CookiePlace {
+    /// The address of the cookie of index 0.
+    pub column: u64,
+    /// How far apart cookies are.
+    pub stride: Stride,
+}
+
+/// How far apart the cookies of neighbouring indexes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stride {
+    /// 8 bytes: a column of cookies.
+    Eight,
+    /// 16 bytes: the record table.
+    Sixteen,
+}
+
+/// A call of one program: `program(context, cookie, data)` by the psABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProgramCall {
+    /// The program's address.
+    pub target: u64,
+    /// What it gets as its third argument, if it wants one.
+    pub data: Option<u64>,
+    /// Where it finds its cookie.
+    pub cookie: CookiePlace,
+}
+
+/// Why an image was not emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EmitError {
+    /// An instruction could not be encoded.
+    Encode(EncodeError),
+}
+
+impl From<EncodeError> for EmitError {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
+    }
+}
+
+impl fmt::Display for EmitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Encode(error) => write!(f, "the image cannot be emitted: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for EmitError {}

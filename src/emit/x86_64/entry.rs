@@ -1,0 +1,199 @@
+//! The entry body: one for a set of programs, shared by every function that runs them.
+
+use memoffset::offset_of;
+
+use crate::emit::{Context, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
+use crate::encode::x86_64::{
+    Mem, Reg, Scale, Vector, add_imm, add_reg, and_imm, call, call_reg, int3, lea, mov_imm32,
+    mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store64, movups_load, movups_store, pop,
+    push, ret, sub_imm, vmovups256_load, vmovups256_store, vmovups512_load, vmovups512_store,
+    vzeroupper,
+};
+use crate::encode::{CodeBuffer, EncodeError};
+
+/// Bytes of [`Context`] below the saved `rbp`: what the body makes on its stack.
+const FRAME: i32 = offset_of!(Context, frame) as i32;
+
+/// A field's displacement from `rbp`, which points at [`Context::frame`].
+macro_rules! at {
+    ($field:ident) => {
+        Mem::at(Reg::Rbp, offset_of!(Context, $field) as i32 - FRAME)
+    };
+}
+
+/// What is below the saved `rbp` besides registers: index and entry of the function.
+const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;
+
+/// The registers that a callee may read, in the order of [`Context`].
+const SAVED: [Reg; 8] =
+    [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9, Reg::Rax, Reg::R10];
+
+static_assertions::const_assert_eq!(offset_of!(Context, index), 8 * SAVED.len());
+
+/// The body that the patch sites of any number of functions call, to run the same programs.
+///
+/// It runs `calls` in order, each as `program(context, cookie, data)`, and returns into the
+/// function. It changes only `r11` and the flags, which the psABI gives to no argument, and
+/// the vector registers that [`Vectors`] says programs leave alone.
+///
+/// Two things that one might expect to hold at a function's entry do not, and are not relied
+/// on. The stack need not be 16-byte aligned: gcc calls a local function that needs no
+/// alignment with whatever `rsp` it has (seen with gcc 12 at `-O2`), so the body aligns it.
+/// And the function may be the callee of a tail call, so that nothing is known of the word
+/// above the return address but that it is there.
+///
+/// The direction flag is clear at every function entry (psABI 3.2.1), and stays so.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryBody<'a> {
+    /// How the function's index is found.
+    pub index: IndexFrom,
+    /// Bytes from the entry to the return address that the body sees
+    /// ([`EntryLayout::return_to_entry`](crate::layout::EntryLayout::return_to_entry)).
+    pub return_to_entry: u16,
+    /// What is saved around the programs.
+    pub vectors: Vectors,
+    /// The programs, in the order in which they run.
+    pub calls: &'a [ProgramCall],
+}
+
+impl EntryBody<'_> {
+    /// Bytes that a body of `calls` programs can take at the most.
+    #[must_use]
+    pub const fn max_size(calls: usize) -> usize {
+        384 + 56 * calls
+    }
+
+    /// Emits the body for the address where `code` will run.
+    ///
+    /// # Errors
+    /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
+    /// says how many are enough.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        self.save(code)?;
+        self.find_function(code)?;
+        and_imm(code, Reg::Rsp, -16)?;
+        save_vectors(code, self.vectors)?;
+        for (position, program) in self.calls.iter().enumerate() {
+            if position > 0 {
+                mov_load64(code, Reg::Rax, at!(index))?;
+            }
+            call_program(code, program)?;
+        }
+        restore_vectors(code, self.vectors)?;
+        restore(code)?;
+        Ok(())
+    }
+
+    /// Makes the [`Context`], but for what is found from the return address.
+    fn save(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        push(code, Reg::Rbp)?;
+        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
+        sub_imm(code, Reg::Rsp, FOUND)?;
+        for &register in SAVED.iter().rev() {
+            push(code, register)?;
+        }
+        Ok(())
+    }
+
+    /// Finds index and entry of the function; leaves the index in `rax`.
+    fn find_function(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        if let IndexFrom::Thunk = self.index {
+            mov_reg_reg(code, Reg::Rax, Reg::R11)?;
+        }
+        mov_load64(code, Reg::R11, at!(origin))?;
+        if let IndexFrom::Slot { return_to_index } = self.index {
+            mov_load32(code, Reg::Rax, Mem::at(Reg::R11, -i32::from(return_to_index)))?;
+        }
+        mov_store64(code, at!(index), Reg::Rax)?;
+        lea(code, Reg::R11, Mem::at(Reg::R11, -i32::from(self.return_to_entry)))?;
+        mov_store64(code, at!(function), Reg::R11)
+    }
+}
+
+/// Calls one program. Expects the index in `rax`.
+fn call_program(code: &mut CodeBuffer<'_>, program: &ProgramCall) -> Result<(), EncodeError> {
+    mov_imm64(code, Reg::R11, program.cookie.column)?;
+    if let Stride::Sixteen = program.cookie.stride {
+        add_reg(code, Reg::Rax, Reg::Rax)?;
+    }
+    mov_load64(code, Reg::Rsi, Mem::at(Reg::R11, 0).indexed(Reg::Rax, Scale::Eight))?;
+    lea(code, Reg::Rdi, Mem::at(Reg::Rbp, -FRAME))?;
+    if let Some(data) = program.data {
+        match u32::try_from(data) {
+            Ok(data) => mov_imm32(code, Reg::Rdx, data)?,
+            Err(_) => mov_imm64(code, Reg::Rdx, data)?,
+        }
+    }
+    match call(code, program.target) {
+        // The program is in another module, out of a direct call's reach. There is no other
+        // way to it than through a register.
+        Err(EncodeError::OutOfRange { .. }) => {
+            mov_imm64(code, Reg::Rax, program.target)?;
+            call_reg(code, Reg::Rax)
+        }
+        called => called,
+    }
+}
+
+/// Puts every register back and returns into the function.
+fn restore(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    lea(code, Reg::Rsp, Mem::at(Reg::Rbp, -FRAME))?;
+    for register in SAVED {
+        pop(code, register)?;
+    }
+    add_imm(code, Reg::Rsp, FOUND)?;
+    pop(code, Reg::Rbp)?;
+    ret(code)?;
+    int3(code)
+}
+
+/// Bytes of one vector register of this width.
+const fn width(vectors: Vectors) -> i32 {
+    match vectors {
+        Vectors::Untouched => 0,
+        Vectors::Xmm => 16,
+        Vectors::Ymm => 32,
+        Vectors::Zmm => 64,
+    }
+}
+
+/// The vector registers that hold arguments.
+const VECTOR_ARGUMENTS: u8 = 8;
+
+/// Calls `each` for every register to be saved and its place on the stack.
+fn each_vector(
+    vectors: Vectors,
+    mut each: impl FnMut(Vector, Mem) -> Result<(), EncodeError>,
+) -> Result<(), EncodeError> {
+    for (number, vector) in (0..VECTOR_ARGUMENTS).filter_map(|n| Some((n, Vector::new(n)?))) {
+        each(vector, Mem::at(Reg::Rsp, i32::from(number) * width(vectors)))?;
+    }
+    Ok(())
+}
+
+fn save_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
+    if let Vectors::Untouched = vectors {
+        return Ok(());
+    }
+    sub_imm(code, Reg::Rsp, i32::from(VECTOR_ARGUMENTS) * width(vectors))?;
+    each_vector(vectors, |vector, place| match vectors {
+        Vectors::Untouched => Ok(()),
+        Vectors::Xmm => movups_store(code, place, vector),
+        Vectors::Ymm => vmovups256_store(code, place, vector),
+        Vectors::Zmm => vmovups512_store(code, place, vector),
+    })?;
+    match vectors {
+        // Programs compiled for SSE would pay for dirty upper halves at every instruction.
+        Vectors::Ymm | Vectors::Zmm => vzeroupper(code),
+        Vectors::Untouched | Vectors::Xmm => Ok(()),
+    }
+}
+
+fn restore_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
+    each_vector(vectors, |vector, place| match vectors {
+        Vectors::Untouched => Ok(()),
+        Vectors::Xmm => movups_load(code, vector, place),
+        Vectors::Ymm => vmovups256_load(code, vector, place),
+        Vectors::Zmm => vmovups512_load(code, vector, place),
+    })
+}
