@@ -6,6 +6,7 @@
 extern crate std;
 
 pub mod addr;
+pub mod attach;
 pub mod emit;
 pub mod encode;
 pub mod layout;

@@ -145,6 +145,16 @@ impl<T: Zeroed> Column<T> {
         Some(unsafe { self.base.cast::<T>().add(index as usize).as_ref() })
     }
 
+    /// As [`get`](Self::get), to be changed.
+    #[must_use]
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        if index >= self.ready {
+            return None;
+        }
+        // SAFETY: as in `get`, and this column is borrowed exclusively.
+        Some(unsafe { self.base.cast::<T>().add(index as usize).as_mut() })
+    }
+
     /// Makes every element before `count` ready. Moves none, and disturbs no reader.
     ///
     /// # Errors

@@ -54,6 +54,12 @@ impl<T: Element> Table<T> {
         self.column.get(index)
     }
 
+    /// As [`get`](Self::get), to be changed.
+    #[must_use]
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.column.get_mut(index)
+    }
+
     /// Gives out an index. Its element is all zeroes if it was never in use, and otherwise
     /// as it was left, but for its [link](Element::link), which is zero.
     ///

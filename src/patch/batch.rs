@@ -57,7 +57,7 @@ impl Display for Conflict {
 impl Poke {
     /// What stopped this poke's batch at this site, if it was this site.
     ///
-    /// [`PatchError::Conflicts`] carries the first conflict and their number; the others are
+    /// [`CheckError::Conflicts`] carries the first conflict and their number; the others are
     /// read from the pokes themselves, because the core has no memory to list them in.
     #[must_use]
     pub fn conflict(&self) -> Option<Conflict> {
@@ -71,30 +71,39 @@ impl Poke {
     }
 }
 
-/// Why a batch did not land. `T` and `C` are the errors of the embedder's
-/// [`Text`] and [`Cores`].
+/// Why the sites of a batch were found unfit. Nothing was written. `T` is the error of the
+/// embedder's [`Text`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum PatchError<T, C> {
-    /// Sites did not hold what was expected. Nothing was written.
+pub enum CheckError<T> {
+    /// Sites did not hold what was expected.
     Conflicts {
         /// How many sites; [`Poke::conflict`] tells which.
         count: usize,
         /// The first of them.
         first: Conflict,
     },
-    /// A site was named twice. Nothing was written.
+    /// A site was named twice.
     Duplicate {
         /// The site.
         site: PatchSite,
     },
-    /// A site could not be read. Nothing was written.
+    /// A site could not be read.
     Read {
         /// The site.
         site: PatchSite,
         /// What the embedder said.
         cause: T,
     },
+}
+
+/// Why a batch did not land. `T` and `C` are the errors of the embedder's
+/// [`Text`] and [`Cores`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PatchError<T, C> {
+    /// Sites were found unfit. Nothing was written.
+    Check(CheckError<T>),
     /// The text could not be made writable. Nothing was written.
     Open(T),
     /// A store failed. Every site holds its old bytes again.
@@ -114,13 +123,29 @@ pub enum PatchError<T, C> {
     },
 }
 
-impl<T: Display, C: Display> Display for PatchError<T, C> {
+impl<T: Display> Display for CheckError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Conflicts { count: 1, first } => first.fmt(f),
             Self::Conflicts { count, first } => write!(f, "{count} sites; the first: {first}"),
             Self::Duplicate { site } => write!(f, "the site {site} is in the batch twice"),
             Self::Read { site, cause } => write!(f, "the site {site} cannot be read: {cause}"),
+        }
+    }
+}
+
+impl<T: fmt::Debug + Display> core::error::Error for CheckError<T> {}
+
+impl<T, C> From<CheckError<T>> for PatchError<T, C> {
+    fn from(error: CheckError<T>) -> Self {
+        Self::Check(error)
+    }
+}
+
+impl<T: Display, C: Display> Display for PatchError<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Check(error) => error.fmt(f),
             Self::Open(cause) => write!(f, "the text cannot be made writable: {cause}"),
             Self::Store { site, cause } => write!(f, "the site {site} cannot be written: {cause}"),
             Self::Synchronise(cause) => write!(f, "the cores cannot be synchronised: {cause}"),
@@ -162,9 +187,8 @@ impl<'a> Batch<'a> {
     /// Reads every site and compares it with its old bytes. Writes nothing.
     ///
     /// # Errors
-    /// [`Conflicts`](PatchError::Conflicts), [`Duplicate`](PatchError::Duplicate) or
-    /// [`Read`](PatchError::Read).
-    pub fn check<T: Text, C>(self, text: &T) -> Result<CheckedBatch<'a>, PatchError<T::Error, C>> {
+    /// [`CheckError`] says what was found.
+    pub fn check<T: Text>(self, text: &T) -> Result<CheckedBatch<'a>, CheckError<T::Error>> {
         let Self { protocol, pokes } = self;
         let straddles = match protocol {
             Protocol::ShortJump => ShortJump::straddles,
@@ -174,7 +198,7 @@ impl<'a> Batch<'a> {
             pokes.sort_unstable_by_key(|poke| poke.site);
             let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
             if let Some((twice, _)) = twice {
-                return Err(PatchError::Duplicate { site: twice.site });
+                return Err(CheckError::Duplicate { site: twice.site });
             }
         }
         let mut count = 0;
@@ -182,7 +206,7 @@ impl<'a> Batch<'a> {
         for poke in pokes.iter_mut() {
             let found = text
                 .read(poke.site.get())
-                .map_err(|cause| PatchError::Read { site: poke.site, cause })?;
+                .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
             poke.state = if found != poke.old {
                 PokeState::Changed
             } else if straddles(poke.site) {
@@ -195,7 +219,7 @@ impl<'a> Batch<'a> {
             first = first.or(poke.conflict());
         }
         match first {
-            Some(first) => Err(PatchError::Conflicts { count, first }),
+            Some(first) => Err(CheckError::Conflicts { count, first }),
             None => Ok(CheckedBatch { protocol, pokes }),
         }
     }
@@ -220,6 +244,12 @@ impl<'a> Batch<'a> {
 }
 
 impl CheckedBatch<'_> {
+    /// The sites of the batch, sorted.
+    #[must_use]
+    pub fn pokes(&self) -> &[Poke] {
+        self.pokes
+    }
+
     /// Writes every site, in three passes with a synchronisation of the cores after each.
     ///
     /// # Safety

@@ -35,7 +35,7 @@ mod batch;
 mod resolve;
 mod steps;
 
-pub use batch::{Batch, CheckedBatch, Conflict, PatchError};
+pub use batch::{Batch, CheckError, CheckedBatch, Conflict, PatchError};
 pub use resolve::{Resume, TrapResolver};
 
 use core::fmt::{Debug, Display};
@@ -87,6 +87,9 @@ pub(crate) enum PokeState {
 const _: () = assert!(size_of::<Poke>() == 24);
 
 impl Poke {
+    /// A poke of nothing, to fill a buffer with.
+    pub const EMPTY: Self = Self::new(PatchSite::new(0), [0; SITE_LEN], [0; SITE_LEN]);
+
     /// A change of `site` from `old` to `new`.
     #[must_use]
     pub const fn new(site: PatchSite, old: [u8; SITE_LEN], new: [u8; SITE_LEN]) -> Self {
