@@ -1,7 +1,7 @@
 //! Every function of the encoder with the encoding it must choose, by the shape of its
 //! operands.
 
-use fentry::encode::x86_64::{self as x, Condition, Mem, Reg, Scale, Vector};
+use fentry::encode::x86_64::{self as x, Condition, Mem, Reg, Vector};
 use fentry::encode::{CodeBuffer, EncodeError};
 use iced_x86::{Code, Register};
 
@@ -372,43 +372,3 @@ pub fn expected_lea_rip(dst: Reg, target: u64) -> Expected {
     let operands = [operand(Register::RAX, dst.number()), Operand::RipRelative(target)];
     Expected { code: Code::Lea_r64_m, size: 7, operands }
 }
-
-/// Every scale.
-pub const SCALES: [Scale; 4] = [Scale::One, Scale::Two, Scale::Four, Scale::Eight];
-
-/// Displacements at which the size of an encoding changes, and some that are the same as
-/// others in their lowest bits.
-pub const DISPLACEMENTS: [i32; 32] = [
-    0,
-    1,
-    -1,
-    63,
-    64,
-    65,
-    -64,
-    -65,
-    127,
-    128,
-    129,
-    -127,
-    -128,
-    -129,
-    192,
-    255,
-    256,
-    -256,
-    8127,
-    8128,
-    8129,
-    8192,
-    -8191,
-    -8192,
-    -8193,
-    -8256,
-    16384,
-    -16384,
-    0x7fff_ffc0,
-    0x7fff_ffff,
-    -0x7fff_ffff,
-    -0x8000_0000,
-];

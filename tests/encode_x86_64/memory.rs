@@ -2,13 +2,53 @@
 //! displacement class.
 
 use fentry::encode::EncodeError;
-use fentry::encode::x86_64::{Mem, Reg};
+use fentry::encode::x86_64::{Mem, Reg, Scale};
 use iced_x86::Code;
 
 use crate::check::{decodes_to, fails_with, overflows};
-use crate::forms::{DISPLACEMENTS, MEMORY, Memory, SCALES};
+use crate::forms::{MEMORY, Memory};
 
 const ADDRESS: u64 = 0x7f12_3456_7000;
+
+/// Every scale.
+pub const SCALES: [Scale; 4] = [Scale::One, Scale::Two, Scale::Four, Scale::Eight];
+
+/// Displacements at which the size of an encoding changes, and some that are the same as
+/// others in their lowest bits.
+const DISPLACEMENTS: [i32; 32] = [
+    0,
+    1,
+    -1,
+    63,
+    64,
+    65,
+    -64,
+    -65,
+    127,
+    128,
+    129,
+    -127,
+    -128,
+    -129,
+    192,
+    255,
+    256,
+    -256,
+    8127,
+    8128,
+    8129,
+    8192,
+    -8191,
+    -8192,
+    -8193,
+    -8256,
+    16384,
+    -16384,
+    0x7fff_ffc0,
+    0x7fff_ffff,
+    -0x7fff_ffff,
+    -0x8000_0000,
+];
 
 /// Every memory operand that can be encoded.
 pub fn every_operand() -> impl Iterator<Item = Mem> {

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::check::{Expected, UNTOUCHED, compare, decode};
-use crate::forms::{ARITHMETIC, CONSTANT, MEMORY, NEAR, ONE, PLAIN, SCALES, TWO};
+use crate::forms::{ARITHMETIC, CONSTANT, MEMORY, NEAR, ONE, PLAIN, TWO};
+use crate::memory::SCALES;
 
 /// A call of one of the encoder's functions. Forms are by their place in their table,
 /// targets by their distance from the instruction.
