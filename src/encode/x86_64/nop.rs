@@ -9,8 +9,9 @@ pub const NOP_MAX: usize = 9;
 /// `-mfentry -mnop-mcount` of gcc leaves.
 pub const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 
-/// `nop` behind four operand-size prefixes: the one five-byte nop each of whose suffixes,
-/// and each of whose byte-wise mixtures with five one-byte nops, is again only nops.
+/// `nop` behind four operand-size prefixes: one instruction, each of whose suffixes, and each
+/// of whose byte-wise mixtures with five one-byte nops, is again only nops. The nops of the
+/// form `0F 1F` have neither property.
 ///
 /// It can therefore take the place of [`NOP1X5`], or give way to it, whatever order the
 /// bytes become visible in and wherever between them a thread is about to go on.

@@ -1,0 +1,185 @@
+//! Functions with a memory operand: every register with every base, index, scale and
+//! displacement class.
+
+use fentry::encode::EncodeError;
+use fentry::encode::x86_64::{Mem, Reg, Scale};
+use iced_x86::Code;
+
+use crate::check::{decodes_to, fails_with, overflows};
+use crate::forms::{MEMORY, Memory};
+
+const ADDRESS: u64 = 0x7f12_3456_7000;
+
+/// Every scale.
+pub const SCALES: [Scale; 4] = [Scale::One, Scale::Two, Scale::Four, Scale::Eight];
+
+/// Displacements at which the size of an encoding changes, and some that are the same as
+/// others in their lowest bits.
+const DISPLACEMENTS: [i32; 32] = [
+    0,
+    1,
+    -1,
+    63,
+    64,
+    65,
+    -64,
+    -65,
+    127,
+    128,
+    129,
+    -127,
+    -128,
+    -129,
+    192,
+    255,
+    256,
+    -256,
+    8127,
+    8128,
+    8129,
+    8192,
+    -8191,
+    -8192,
+    -8193,
+    -8256,
+    16384,
+    -16384,
+    0x7fff_ffc0,
+    0x7fff_ffff,
+    -0x7fff_ffff,
+    -0x8000_0000,
+];
+
+/// Every memory operand that can be encoded.
+pub fn every_operand() -> impl Iterator<Item = Mem> {
+    Reg::ALL.into_iter().flat_map(|base| {
+        DISPLACEMENTS.into_iter().flat_map(move |disp| {
+            let plain = Mem::at(base, disp);
+            let indexes = Reg::ALL.into_iter().filter(|&index| index != Reg::Rsp);
+            let indexed = indexes.flat_map(move |index| {
+                SCALES.into_iter().map(move |scale| plain.indexed(index, scale))
+            });
+            core::iter::once(plain).chain(indexed)
+        })
+    })
+}
+
+fn every_encoding(code: Code) {
+    let form: &Memory = MEMORY.iter().find(|form| form.code == code).expect("a form");
+    for mem in every_operand() {
+        for number in form.registers() {
+            let expected = form.expected(number, mem);
+            decodes_to(ADDRESS, &expected, |code| (form.emit)(code, number, mem));
+        }
+        // Whether there is room depends on the size alone, and that on the halves of the
+        // registers.
+        for number in [form.registers().start, form.registers().end - 1] {
+            let size = form.expected(number, mem).size;
+            overflows(ADDRESS, size, |code| (form.emit)(code, number, mem));
+        }
+    }
+}
+
+#[test]
+fn mov_load64() {
+    every_encoding(Code::Mov_r64_rm64);
+}
+
+#[test]
+fn mov_load32() {
+    every_encoding(Code::Mov_r32_rm32);
+}
+
+#[test]
+fn mov_store64() {
+    every_encoding(Code::Mov_rm64_r64);
+}
+
+#[test]
+fn mov_store32() {
+    every_encoding(Code::Mov_rm32_r32);
+}
+
+#[test]
+fn lea() {
+    every_encoding(Code::Lea_r64_m);
+}
+
+#[test]
+fn inc_mem64() {
+    every_encoding(Code::Inc_rm64);
+}
+
+#[test]
+fn dec_mem64() {
+    every_encoding(Code::Dec_rm64);
+}
+
+#[test]
+fn movups_load() {
+    every_encoding(Code::Movups_xmm_xmmm128);
+}
+
+#[test]
+fn movups_store() {
+    every_encoding(Code::Movups_xmmm128_xmm);
+}
+
+#[test]
+fn vmovups256_load() {
+    every_encoding(Code::VEX_Vmovups_ymm_ymmm256);
+}
+
+#[test]
+fn vmovups256_store() {
+    every_encoding(Code::VEX_Vmovups_ymmm256_ymm);
+}
+
+#[test]
+fn vmovups512_load() {
+    every_encoding(Code::EVEX_Vmovups_zmm_k1z_zmmm512);
+}
+
+#[test]
+fn vmovups512_store() {
+    every_encoding(Code::EVEX_Vmovups_zmmm512_k1z_zmm);
+}
+
+#[test]
+fn every_short_displacement_of_a_frame() {
+    for form in &MEMORY {
+        for base in [Reg::Rsp, Reg::Rbp, Reg::R11] {
+            for disp in -0x2200..=0x2200 {
+                let mem = Mem::at(base, disp);
+                let expected = form.expected(0, mem);
+                decodes_to(ADDRESS, &expected, |code| (form.emit)(code, 0, mem));
+            }
+        }
+    }
+}
+
+#[test]
+fn rsp_is_no_index() {
+    for form in &MEMORY {
+        for base in Reg::ALL {
+            for scale in SCALES {
+                for disp in DISPLACEMENTS {
+                    let mem = Mem::at(base, disp).indexed(Reg::Rsp, scale);
+                    for number in form.registers() {
+                        fails_with(ADDRESS, EncodeError::IndexIsRsp { at: ADDRESS }, |code| {
+                            (form.emit)(code, number, mem)
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_takes_the_place_of_the_one_before() {
+    let [one, two, ..] = SCALES;
+    let mem = Mem::at(Reg::Rax, 8).indexed(Reg::Rcx, one).indexed(Reg::Rdx, two);
+    assert_eq!(mem, Mem::at(Reg::Rax, 8).indexed(Reg::Rdx, two));
+    assert_eq!(mem.index, Some((Reg::Rdx, two)));
+}
