@@ -9,6 +9,8 @@ pub mod addr;
 pub mod attach;
 pub mod emit;
 pub mod encode;
+#[cfg(feature = "std")]
+pub mod host;
 pub mod layout;
 pub mod metadata;
 pub mod patch;

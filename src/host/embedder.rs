@@ -1,0 +1,144 @@
+//! The engine's traits, as this process fulfils them.
+
+use core::ops::Range;
+use core::ptr::NonNull;
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use super::cores::Membarrier;
+use super::error::HostError;
+use super::memory::{Allocation, Arena, MemoryError, Reservation};
+use super::text::HostText;
+use crate::attach::{Embedder, ImageMemory, Region};
+use crate::metadata::TableMemory;
+
+/// This process, as an [`Embedder`].
+#[derive(Clone, Copy, Debug)]
+pub struct Host;
+
+impl Embedder for Host {
+    type Error = HostError;
+    type Text = HostText;
+    type Cores = Membarrier;
+    type Images = HostImages;
+    type Tables = HostTables;
+}
+
+/// Memory for emitted code: arenas, each within reach of one module's text.
+#[derive(Debug, Default)]
+pub struct HostImages {
+    /// The arenas of each region.
+    regions: Vec<Vec<Arena>>,
+    /// What has been given out, by the address where it runs.
+    allocations: BTreeMap<u64, Placed>,
+}
+
+#[derive(Debug)]
+struct Placed {
+    region: Region,
+    arena: usize,
+    allocation: Allocation,
+}
+
+impl HostImages {
+    /// Makes `arena` available to a region; a new one where `region` is the number of regions.
+    pub(super) fn add(&mut self, region: Region, arena: Arena) {
+        let region = usize::from(region.0);
+        if self.regions.len() <= region {
+            self.regions.resize_with(region + 1, Vec::new);
+        }
+        if let Some(arenas) = self.regions.get_mut(region) {
+            arenas.push(arena);
+        }
+    }
+
+    /// Where emitted code may be, sorted and apart from each other.
+    pub(super) fn ranges(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<_> = self.regions.iter().flatten().map(Arena::range).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges
+    }
+
+    fn arena(&mut self, region: Region, arena: usize) -> Option<&mut Arena> {
+        self.regions.get_mut(usize::from(region.0))?.get_mut(arena)
+    }
+}
+
+// SAFETY: an arena is within 2 GiB of the text that it was reserved for, which is that of the
+// region's module (`Process` pairs them), runs in a shared R|X mapping that is never unmapped,
+// and is filled with int3 when it is reserved and when a part of it is freed. Code is written
+// through another mapping of the same pages: to instruction fetch, that is a store like any
+// other, and the patch that leads there is followed by a synchronisation of every core.
+unsafe impl ImageMemory for HostImages {
+    type Error = MemoryError;
+
+    fn allocate(&mut self, region: Region, size: usize) -> Result<u64, MemoryError> {
+        const ALIGN: usize = 64;
+        let mut full = MemoryError::Full { len: size, align: ALIGN, largest: 0 };
+        let arenas = self.regions.get_mut(usize::from(region.0)).map_or(&mut [][..], |a| a);
+        for (number, arena) in arenas.iter_mut().enumerate() {
+            match arena.allocate(size, ALIGN) {
+                Ok(allocation) => {
+                    let address = allocation.run();
+                    let placed = Placed { region, arena: number, allocation };
+                    self.allocations.insert(address, placed);
+                    return Ok(address);
+                }
+                Err(error @ MemoryError::Full { .. }) => full = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(full)
+    }
+
+    unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), MemoryError> {
+        let placed = self.allocations.range_mut(..=address).next_back();
+        let (start, placed) = placed.ok_or(MemoryError::Foreign { run: address })?;
+        placed.allocation.fill((address - start) as usize, code)
+    }
+
+    unsafe fn free(&mut self, address: u64, _: usize) {
+        let Some(Placed { region, arena, allocation }) = self.allocations.remove(&address) else {
+            return;
+        };
+        if let Some(arena) = self.arena(region, arena) {
+            // SAFETY: nothing leads there and nobody is inside (contract). In a forked child
+            // this fails, and the memory stays as it is.
+            let _ = unsafe { arena.free(allocation) };
+        }
+    }
+}
+
+/// Memory for tables: reserved address space, made usable from the front.
+#[derive(Debug, Default)]
+pub struct HostTables {
+    reservations: Vec<Reservation>,
+}
+
+// SAFETY: each reservation is a private anonymous mapping of its own, zero when it becomes
+// readable, and `mprotect` of what lies behind neither moves nor touches what was usable.
+unsafe impl TableMemory for HostTables {
+    type Error = MemoryError;
+
+    fn reserve(&mut self, bytes: usize) -> Result<NonNull<u8>, MemoryError> {
+        let reservation = Reservation::reserve(bytes, None)?;
+        let base = NonNull::new(reservation.base());
+        self.reservations.push(reservation);
+        base.ok_or(MemoryError::TableFull { len: bytes, reserved: 0 })
+    }
+
+    unsafe fn commit(&mut self, base: NonNull<u8>, _: usize, to: usize) -> Result<(), MemoryError> {
+        let of_base = |reservation: &&mut Reservation| reservation.base() == base.as_ptr();
+        let reservation = self.reservations.iter_mut().find(of_base);
+        let missing = MemoryError::TableFull { len: to, reserved: 0 };
+        reservation.ok_or(missing)?.commit(to)
+    }
+
+    unsafe fn release(&mut self, base: NonNull<u8>, _: usize) {
+        let of_base = |reservation: &Reservation| reservation.base() == base.as_ptr();
+        if let Some(found) = self.reservations.iter().position(of_base) {
+            // SAFETY: nobody uses it any more (contract).
+            unsafe { self.reservations.swap_remove(found).unmap() };
+        }
+    }
+}

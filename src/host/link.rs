@@ -1,0 +1,102 @@
+//! A link: what attaching gives, and dropping detaches.
+
+use core::fmt;
+use core::mem;
+use std::boxed::Box;
+use std::vec::Vec;
+
+use super::error::{AttachError, DetachError};
+use super::process::Process;
+use super::program::Keep;
+use crate::attach::{FunctionId, Lanes};
+
+/// Programs attached to functions. Dropping it detaches them.
+#[must_use = "the programs are detached at once when the link is not kept"]
+pub struct Link {
+    process: &'static Process,
+    functions: Box<[FunctionId]>,
+    lanes: Lanes,
+    keep: Vec<Keep>,
+    attached: bool,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("functions", &self.functions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(super) fn new(
+        process: &'static Process,
+        functions: Vec<FunctionId>,
+        lanes: Lanes,
+        keep: Vec<Keep>,
+    ) -> Self {
+        Self { process, functions: functions.into_boxed_slice(), lanes, keep, attached: true }
+    }
+
+    /// How many functions the programs are attached to.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.functions.len()
+    }
+
+    /// Whether there is none; never so for a link that [`Process::attach`] gave.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.functions.is_empty()
+    }
+
+    /// Switches the programs off. They keep their place among the functions' programs.
+    ///
+    /// # Errors
+    /// [`AttachError`]; then they are still on.
+    pub fn disable(&self) -> Result<(), AttachError> {
+        self.process.set_enabled(&self.functions, self.lanes, false)
+    }
+
+    /// Switches the programs on again.
+    ///
+    /// # Errors
+    /// [`AttachError`]; then they are still off.
+    pub fn enable(&self) -> Result<(), AttachError> {
+        self.process.set_enabled(&self.functions, self.lanes, true)
+    }
+
+    /// Detaches the programs. When this returns, no later call runs them; a thread may still
+    /// be in one, until [`Process::synchronize`] has returned.
+    ///
+    /// # Errors
+    /// [`DetachError`], with the link: everything is still attached.
+    pub fn detach(mut self) -> Result<(), Box<DetachError>> {
+        match self.try_detach() {
+            Ok(()) => Ok(()),
+            Err(cause) => Err(Box::new(DetachError { link: self, cause })),
+        }
+    }
+
+    /// Leaves the programs attached for ever.
+    pub fn leak(mut self) {
+        self.attached = false;
+        mem::forget(mem::take(&mut self.keep));
+    }
+
+    fn try_detach(&mut self) -> Result<(), AttachError> {
+        if self.attached {
+            self.process.detach(&self.functions, self.lanes, &mut self.keep)?;
+            self.attached = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Link {
+    /// Detaches the programs. If that fails, they stay attached, and their data with them;
+    /// [`detach`](Link::detach) tells why.
+    fn drop(&mut self) {
+        if self.try_detach().is_err() {
+            mem::forget(mem::take(&mut self.keep));
+        }
+    }
+}

@@ -1,0 +1,541 @@
+//! Memory for emitted code, and for a table that grows without moving.
+//!
+//! # Two mappings, one memory
+//! Emitted code is written through one mapping and run through another, of the same memory:
+//! ```text
+//!     run    R X   within 2 GiB of the text       nobody can write here
+//!     write  R W   anywhere                       nobody can run here
+//! ```
+//! So no address is ever both writable and executable, and no page changes its protection
+//! while threads run it.
+//!
+//! # `fork`
+//! That memory is shared (`MAP_SHARED`, it could not be mapped twice otherwise), and so a
+//! forked child runs *the same* code bytes as its parent, not a copy:
+//! - The write mapping does not exist in the child (`MADV_DONTFORK`), so that a child cannot
+//!   alter the code its parent is running. Every method that would write answers
+//!   [`MemoryError::Forked`] there.
+//! - What the parent frees or emits later changes in the child too. A child that goes on
+//!   running (does not call `execve` soon) must therefore take its patch sites back, which
+//!   are its own copy, before the parent frees an image that they lead to; a parent that
+//!   has such children must not free.
+
+use core::ffi::c_void;
+use core::fmt;
+use core::ops::Range;
+use core::ptr::{NonNull, null_mut};
+
+use std::vec::Vec;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+
+use super::maps::PAGE;
+use super::near::{self, Refusal};
+
+/// What stands wherever nothing has been emitted: `int3`.
+const TRAP: u8 = 0xcc;
+
+/// Memory for emitted code, within reach of given text.
+///
+/// Dropping it leaves it mapped, as threads may be running it; [`unmap`](Self::unmap) takes
+/// it away.
+#[derive(Debug)]
+pub struct Arena {
+    /// Where it runs.
+    run: NonNull<u8>,
+    /// Where it is written.
+    write: NonNull<u8>,
+    len: usize,
+    /// Offsets nobody has, sorted, no two of them adjacent.
+    free: Vec<Range<usize>>,
+    /// The process that has the write mapping.
+    owner: u32,
+}
+
+// SAFETY: both pointers are to mappings that belong to the process, not to a thread, and
+// only `&mut self` or the one `Allocation` of a place writes there.
+unsafe impl Send for Arena {}
+// SAFETY: `&self` gives numbers only.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Reserves `len` bytes, rounded up to pages, such that every one of them is within
+    /// 2 GiB (less one MiB) of every byte of `text`. They hold `int3`.
+    ///
+    /// Takes the gap in the address space that is nearest to the text.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRoom`] where no gap is large enough, [`MemoryError::Maps`],
+    /// [`MemoryError::Create`] and [`MemoryError::Map`] where the kernel refuses.
+    pub fn reserve(text: &Range<u64>, len: usize) -> Result<Self, MemoryError> {
+        let no_room = MemoryError::NoRoom { near: text.start, end: text.end, len };
+        let len = whole_pages(len).ok_or(no_room)?;
+        let file = executable_file(len).map_err(|errno| MemoryError::Create { errno })?;
+        // SAFETY: a new mapping of a new file, at an address of the kernel's choice.
+        let write = unsafe {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            rustix::mm::mmap(null_mut(), len, protection, MapFlags::SHARED, &file, 0)
+        };
+        let write = write.map_err(|errno| MemoryError::Map { errno, len })?;
+        let unmap_write = |error| {
+            // SAFETY: mapped above; nobody has been told of it.
+            let _ = unsafe { rustix::mm::munmap(write, len) };
+            error
+        };
+        // SAFETY: the mapping made above.
+        unsafe {
+            rustix::mm::madvise(write, len, Advice::LinuxDontFork)
+                .map_err(|errno| unmap_write(MemoryError::Map { errno, len }))?;
+            write.cast::<u8>().write_bytes(TRAP, len);
+        }
+        let run = near::place(text, len as u64, |address| {
+            map_new(address, len, |address, flags| {
+                let protection = ProtFlags::READ | ProtFlags::EXEC;
+                // SAFETY: `MAP_FIXED_NOREPLACE` never replaces a mapping.
+                unsafe {
+                    rustix::mm::mmap(address, len, protection, flags | MapFlags::SHARED, &file, 0)
+                }
+            })
+        });
+        let run = run.map_err(|refusal| {
+            unmap_write(match refusal {
+                Refusal::Maps(errno) => MemoryError::Maps { errno },
+                Refusal::Map(errno) => MemoryError::Map { errno, len },
+                Refusal::NoRoom => no_room,
+            })
+        })?;
+        let (Some(run), Some(write)) = (NonNull::new(run.cast()), NonNull::new(write.cast()))
+        else {
+            return Err(MemoryError::Map { errno: Errno::FAULT, len });
+        };
+        let free = std::vec![0..len];
+        Ok(Self { run, write, len, free, owner: std::process::id() })
+    }
+
+    /// Where the code runs, all of it.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        let start = self.run.addr().get() as u64;
+        start..start + self.len as u64
+    }
+
+    /// Where the first byte is written: the other mapping of the same memory.
+    #[must_use]
+    pub fn written_at(&self) -> u64 {
+        self.write.as_ptr().expose_provenance() as u64
+    }
+
+    /// Whether every byte is within reach of every byte of `text`, and the other way round.
+    #[must_use]
+    pub fn reaches(&self, text: &Range<u64>) -> bool {
+        let (window, range) = (near::window(text), self.range());
+        window.start <= range.start && range.end <= window.end
+    }
+
+    /// Bytes nobody has.
+    #[must_use]
+    pub fn available(&self) -> usize {
+        self.free.iter().map(|hole| hole.len()).sum()
+    }
+
+    /// Takes `len` bytes whose address is a multiple of `align`, the first that fit.
+    ///
+    /// They hold `int3`. A core may have fetched what stood in reused memory: synchronise
+    /// cores between the last byte written and the first jump to it.
+    ///
+    /// # Errors
+    /// [`MemoryError::Full`], [`MemoryError::Align`] where `align` is not a power of two of
+    /// at most a page, [`MemoryError::Forked`].
+    pub fn allocate(&mut self, len: usize, align: usize) -> Result<Allocation, MemoryError> {
+        self.check_owner()?;
+        if !align.is_power_of_two() || align as u64 > PAGE {
+            return Err(MemoryError::Align { align });
+        }
+        let fits = |hole: &Range<usize>| {
+            let start = hole.start.next_multiple_of(align);
+            let end = start.checked_add(len)?;
+            (len > 0 && end <= hole.end).then_some(start..end)
+        };
+        let found = self.free.iter().enumerate().find_map(|(at, hole)| Some((at, fits(hole)?)));
+        let Some((at, taken)) = found else {
+            let largest = self.free.iter().map(|hole| hole.len()).max().unwrap_or(0);
+            return Err(MemoryError::Full { len, align, largest });
+        };
+        let hole = self.free.remove(at);
+        for rest in [taken.end..hole.end, hole.start..taken.start] {
+            if !rest.is_empty() {
+                self.free.insert(at, rest);
+            }
+        }
+        // SAFETY: `taken` is within the mapping, which is `self.len` bytes long.
+        let write = unsafe { self.write.add(taken.start) };
+        let run = self.range().start + taken.start as u64;
+        Ok(Allocation { run, write, len, owner: self.owner })
+    }
+
+    /// Gives memory back, which holds `int3` from now on.
+    ///
+    /// # Safety
+    /// No thread is executing it, will return to it or jump to it.
+    ///
+    /// # Errors
+    /// [`MemoryError::Forked`] in a child: the memory is the parent's.
+    /// [`MemoryError::Foreign`] where it was not allocated here. In both cases nothing changed.
+    pub unsafe fn free(&mut self, allocation: Allocation) -> Result<(), MemoryError> {
+        self.check_owner()?;
+        let range = self.range();
+        let foreign = MemoryError::Foreign { run: allocation.run };
+        let start = allocation.run.checked_sub(range.start).ok_or(foreign)? as usize;
+        let end = start.checked_add(allocation.len).filter(|&end| end <= self.len);
+        let mut hole = start..end.ok_or(foreign)?;
+        // SAFETY: the bytes are the allocation's, which the caller has given up.
+        unsafe { allocation.write.as_ptr().write_bytes(TRAP, allocation.len) };
+        let mut at = self.free.partition_point(|other| other.start < hole.start);
+        if let Some(next) = self.free.get(at)
+            && next.start == hole.end
+        {
+            hole.end = next.end;
+            self.free.remove(at);
+        }
+        if let Some(before) = at.checked_sub(1)
+            && let Some(previous) = self.free.get(before)
+            && previous.end == hole.start
+        {
+            hole.start = previous.start;
+            self.free.remove(before);
+            at = before;
+        }
+        self.free.insert(at, hole);
+        Ok(())
+    }
+
+    /// Takes the memory away.
+    ///
+    /// # Safety
+    /// As [`free`](Self::free), for all of it, and no [`Allocation`] of it is used again.
+    pub unsafe fn unmap(self) {
+        // SAFETY: mapped by `reserve`; by the caller's promise nobody uses either mapping.
+        // In a forked child the write mapping is absent, and its address may be someone else's.
+        unsafe {
+            let _ = rustix::mm::munmap(self.run.as_ptr().cast(), self.len);
+            if self.check_owner().is_ok() {
+                let _ = rustix::mm::munmap(self.write.as_ptr().cast(), self.len);
+            }
+        }
+    }
+
+    fn check_owner(&self) -> Result<(), MemoryError> {
+        check_owner(self.owner)
+    }
+}
+
+fn check_owner(owner: u32) -> Result<(), MemoryError> {
+    if owner == std::process::id() { Ok(()) } else { Err(MemoryError::Forked { owner }) }
+}
+
+/// A place for emitted code. Give it back with [`Arena::free`]; dropped, it stays.
+#[derive(Debug)]
+pub struct Allocation {
+    run: u64,
+    write: NonNull<u8>,
+    len: usize,
+    owner: u32,
+}
+
+// SAFETY: it is the only one that writes its bytes, from whatever thread.
+unsafe impl Send for Allocation {}
+// SAFETY: `&self` gives numbers only.
+unsafe impl Sync for Allocation {}
+
+impl Allocation {
+    /// The address it runs at.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// Its size, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.len
+    }
+
+    /// Where it is written: the other mapping of the same bytes. Not mapped in a forked
+    /// child, and not after [`Arena::unmap`].
+    #[must_use]
+    pub fn write(&self) -> *mut u8 {
+        self.write.as_ptr()
+    }
+
+    /// Writes `code` at `offset`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] where it does not fit, [`MemoryError::Forked`].
+    pub fn fill(&mut self, offset: usize, code: &[u8]) -> Result<(), MemoryError> {
+        check_owner(self.owner)?;
+        let end = offset.checked_add(code.len()).filter(|&end| end <= self.len);
+        end.ok_or(MemoryError::Outside { run: self.run, offset, len: code.len() })?;
+        // SAFETY: within the allocation, as checked, whose bytes nobody else writes or reads
+        // through a reference.
+        unsafe {
+            self.write.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len())
+        };
+        Ok(())
+    }
+}
+
+/// Address space for a table, that becomes memory from the front as the table grows.
+///
+/// Private: a forked child has a copy. Dropping it leaves it mapped, as code may read it.
+#[derive(Debug)]
+pub struct Reservation {
+    base: NonNull<u8>,
+    reserved: usize,
+    committed: usize,
+}
+
+// SAFETY: the mapping belongs to the process; `&mut self` is needed to change it.
+unsafe impl Send for Reservation {}
+// SAFETY: `&self` gives a pointer and numbers only.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    /// Bytes that become memory at a time, so that growing is not a system call an entry.
+    pub const CHUNK: usize = 64 << 10;
+
+    /// Reserves `len` bytes, rounded up to pages; within reach of text where `near` names some.
+    /// Costs address space only.
+    ///
+    /// # Errors
+    /// As [`Arena::reserve`].
+    pub fn reserve(len: usize, near: Option<&Range<u64>>) -> Result<Self, MemoryError> {
+        let (start, end) = near.map_or((0, u64::MAX), |text| (text.start, text.end));
+        let no_room = MemoryError::NoRoom { near: start, end, len };
+        let len = whole_pages(len).ok_or(no_room)?;
+        let map = |address, extra| {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | extra;
+            // SAFETY: with `MAP_FIXED_NOREPLACE` or with no address, a mapping replaces nothing.
+            unsafe { rustix::mm::mmap_anonymous(address, len, ProtFlags::empty(), flags) }
+        };
+        let base = match near {
+            None => map(null_mut(), MapFlags::empty())
+                .map_err(|errno| MemoryError::Map { errno, len })?,
+            Some(text) => near::place(text, len as u64, |address| map_new(address, len, map))
+                .map_err(|refusal| match refusal {
+                    Refusal::Maps(errno) => MemoryError::Maps { errno },
+                    Refusal::Map(errno) => MemoryError::Map { errno, len },
+                    Refusal::NoRoom => no_room,
+                })?,
+        };
+        let base = NonNull::new(base.cast());
+        let base = base.ok_or(MemoryError::Map { errno: Errno::FAULT, len })?;
+        Ok(Self { base, reserved: len, committed: 0 })
+    }
+
+    /// The first byte. It never moves.
+    #[must_use]
+    pub fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Bytes from [`base`](Self::base) that can be read and written.
+    #[must_use]
+    pub fn committed(&self) -> usize {
+        self.committed
+    }
+
+    /// Makes the first `len` bytes, and as many as complete a [chunk](Self::CHUNK), readable
+    /// and writable. New bytes are zero; nothing that was there changes.
+    ///
+    /// # Errors
+    /// [`MemoryError::TableFull`] beyond what was reserved, [`MemoryError::Map`] where the
+    /// kernel has no memory.
+    pub fn commit(&mut self, len: usize) -> Result<(), MemoryError> {
+        let reserved = self.reserved;
+        if len <= self.committed {
+            return Ok(());
+        }
+        if len > reserved {
+            return Err(MemoryError::TableFull { len, reserved });
+        }
+        let until = len.checked_next_multiple_of(Self::CHUNK).unwrap_or(reserved).min(reserved);
+        let grown = until - self.committed;
+        let protection = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the bytes are the mapping's, and inaccessible until now.
+        unsafe {
+            let from = self.base.add(self.committed).as_ptr().cast();
+            rustix::mm::mprotect(from, grown, protection)
+                .map_err(|errno| MemoryError::Map { errno, len: grown })?;
+        }
+        self.committed = until;
+        Ok(())
+    }
+
+    /// Takes the memory away.
+    ///
+    /// # Safety
+    /// Nobody reads or writes it any more.
+    pub unsafe fn unmap(self) {
+        // SAFETY: mapped by `reserve`; by the caller's promise nobody uses it.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.reserved) };
+    }
+}
+
+fn whole_pages(len: usize) -> Option<usize> {
+    len.max(1).checked_next_multiple_of(PAGE as usize)
+}
+
+/// Maps at exactly `address`. Kernels before 4.17 do not know `MAP_FIXED_NOREPLACE` and take
+/// the address for a hint: a mapping elsewhere is undone and answered like an occupied one.
+fn map_new(
+    address: *mut c_void,
+    len: usize,
+    map: impl Fn(*mut c_void, MapFlags) -> Result<*mut c_void, Errno>,
+) -> Result<*mut c_void, Errno> {
+    let mapped = map(address, MapFlags::FIXED_NOREPLACE)?;
+    if mapped == address {
+        return Ok(mapped);
+    }
+    // SAFETY: mapped a moment ago, and nobody has been told.
+    let _ = unsafe { rustix::mm::munmap(mapped, len) };
+    Err(Errno::EXIST)
+}
+
+/// A file in memory that can be mapped executable and, on kernels from 6.3, not executed as
+/// a program: `MFD_NOEXEC_SEAL` clears the mode bit `execve` looks at, which `mmap` does not,
+/// and is right for every value of `vm.memfd_noexec`. Older kernels know no such flag.
+fn executable_file(len: usize) -> Result<OwnedFd, Errno> {
+    let create = |flags| rustix::fs::memfd_create(c"fentry", flags | MemfdFlags::CLOEXEC);
+    let file = match create(MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => create(MemfdFlags::empty())?,
+        other => other?,
+    };
+    rustix::fs::ftruncate(&file, len as u64)?;
+    Ok(file)
+}
+
+/// Why there is no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// No gap of the address space within reach of the text is large enough.
+    NoRoom {
+        /// The first address of the text.
+        near: u64,
+        /// The end of the text.
+        end: u64,
+        /// Bytes wanted.
+        len: usize,
+    },
+    /// `/proc/self/maps` cannot be read.
+    Maps {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// No memory file can be made.
+    Create {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The kernel refuses the mapping.
+    Map {
+        /// The kernel's answer.
+        errno: Errno,
+        /// Bytes wanted.
+        len: usize,
+    },
+    /// No hole of the arena is large enough.
+    Full {
+        /// Bytes wanted.
+        len: usize,
+        /// The alignment wanted.
+        align: usize,
+        /// The largest hole, before alignment.
+        largest: usize,
+    },
+    /// The alignment is not a power of two of at most 4096.
+    Align {
+        /// The alignment wanted.
+        align: usize,
+    },
+    /// The code does not fit into its allocation.
+    Outside {
+        /// Where the allocation runs.
+        run: u64,
+        /// Where in it the code should begin.
+        offset: usize,
+        /// Bytes of code.
+        len: usize,
+    },
+    /// The allocation is another arena's.
+    Foreign {
+        /// Where the allocation runs.
+        run: u64,
+    },
+    /// The table would outgrow its address space.
+    TableFull {
+        /// Bytes wanted.
+        len: usize,
+        /// Bytes reserved.
+        reserved: usize,
+    },
+    /// This process is a forked child of the one that reserved the memory.
+    Forked {
+        /// The process that reserved it.
+        owner: u32,
+    },
+}
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoom { near, end, len } => write!(
+                f,
+                "no free address space of {len} bytes within 2 GiB of {near:#x}..{end:#x}: ask \
+                 for less, or for each library by itself",
+            ),
+            Self::Maps { errno } => {
+                write!(f, "/proc/self/maps cannot be read ({errno}): mount /proc")
+            }
+            Self::Create { errno } => write!(
+                f,
+                "memfd_create(2) fails ({errno}): it needs Linux 3.17, and a seccomp filter that \
+                 allows it",
+            ),
+            Self::Map { errno, len } => write!(
+                f,
+                "{len} bytes cannot be mapped ({errno}): EACCES and EPERM come from SELinux or \
+                 seccomp forbidding executable memory, ENOMEM from RLIMIT_AS or vm.max_map_count",
+            ),
+            Self::Full { len, align, largest } => write!(
+                f,
+                "no {len} bytes aligned to {align} are free (the largest hole has {largest}): \
+                 reserve another arena",
+            ),
+            Self::Align { align } => {
+                write!(f, "alignment {align}: give a power of two of at most {PAGE}")
+            }
+            Self::Outside { run, offset, len } => write!(
+                f,
+                "{len} bytes of code at offset {offset} do not fit the allocation at {run:#x}",
+            ),
+            Self::Foreign { run } => {
+                write!(f, "{run:#x} was not allocated from this arena: free it where it was")
+            }
+            Self::TableFull { len, reserved } => write!(
+                f,
+                "the table needs {len} bytes and {reserved} are reserved: reserve more at first",
+            ),
+            Self::Forked { owner } => write!(
+                f,
+                "the memory belongs to process {owner}, of which this one is a forked child: it \
+                 can run the code and not change it; reserve memory of its own",
+            ),
+        }
+    }
+}
+
+impl core::error::Error for MemoryError {}

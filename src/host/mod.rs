@@ -1,0 +1,42 @@
+//! The user-space embedder: a process that traces itself, on Linux and x86-64.
+//!
+//! [`Process`] is the front door: it finds the functions of the process that have a patch
+//! site, and attaches programs to them.
+//!
+//! ```text
+//!  discover, names   which functions there are
+//!  process           the front door: select, attach, detach
+//!  embedder          the engine's traits, by way of
+//!     text             writing to text: one mprotect pair a batch, never without X
+//!     cores            membarrier SYNC_CORE
+//!     memory           emitted code within 2 GiB of text, never W and X; tables
+//!     threads          a checked stop, where it matters where threads are
+//! ```
+
+pub mod cores;
+pub mod discover;
+mod embedder;
+mod error;
+mod functions;
+pub mod glob;
+mod lines;
+mod link;
+pub mod maps;
+pub mod memory;
+pub mod names;
+mod near;
+mod process;
+mod program;
+pub mod text;
+pub mod threads;
+
+pub use embedder::Host;
+pub use error::{
+    AttachError, DetachError, FindError, HostError, OpenError, Stopped, SynchronizeError,
+};
+pub use functions::{Function, Functions};
+pub use link::Link;
+pub use process::Process;
+pub use program::{Cookies, Program, Programs};
+
+pub use crate::emit::Vectors;

@@ -1,0 +1,426 @@
+//! Writing to the text of this process.
+
+use core::fmt;
+use core::ops::Range;
+use core::ptr::with_exposed_provenance;
+use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::string::String;
+use std::sync::Arc;
+use std::vec::Vec;
+
+use rustix::io::Errno;
+use rustix::mm::{MprotectFlags, mprotect};
+
+use super::maps::{self, PAGE, Protection};
+use crate::patch::{Poke, SITE_LEN, Text};
+
+/// How far before the lowest site of a batch text is made writable, in bytes: the longest
+/// padding, which the slot is in.
+const BEFORE: u64 = 64;
+/// How far behind the start of the highest site, in bytes: the site, and to the end of the
+/// 8-byte word it may end in.
+const BEHIND: u64 = 8;
+
+/// Executable memory that patch sites are in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its addresses.
+    pub range: Range<u64>,
+    /// Its protection while nobody writes to it.
+    pub protection: Protection,
+    /// The file, for errors.
+    pub name: Arc<str>,
+    /// What is added to an address to get where it is written: 0 for text that is made
+    /// writable in place, another mapping's distance for memory that is never both.
+    pub written_at: u64,
+}
+
+/// The text of this process, made writable only while a batch is written.
+///
+/// Other threads keep running it: its pages go from `R|X` to `R|W|X` and back, and never
+/// lack `X`. `W` and `X` together is what this costs, for the pages between the lowest and
+/// the highest site of a batch, while the batch lasts. A store makes the page a private copy
+/// (`MAP_PRIVATE`), so the file and other processes keep theirs, and a forked child patches
+/// its own. Text that is mapped `MAP_SHARED` is not copied: stores reach the file.
+#[derive(Debug, Default)]
+pub struct HostText {
+    /// Sorted by address, apart from each other.
+    segments: Vec<Segment>,
+    /// For each segment, the pages opened; empty where none.
+    windows: Vec<Range<u64>>,
+    open: bool,
+    /// The segment that the last address was in: batches come sorted.
+    last: AtomicUsize,
+}
+
+impl HostText {
+    /// Text consisting of `segments`.
+    ///
+    /// # Safety
+    /// Each segment is mapped with its `protection`, that includes `READ`, and stays so for
+    /// as long as this value is used, except for what this value does. `dlclose` of a
+    /// library whose segment is here breaks that.
+    ///
+    /// # Errors
+    /// [`TextError::Overlap`] where two segments have an address in common.
+    pub unsafe fn new(mut segments: Vec<Segment>) -> Result<Self, TextError> {
+        segments.sort_unstable_by_key(|segment| segment.range.start);
+        for pair in segments.windows(2) {
+            if let [first, second] = pair
+                && first.range.end > second.range.start
+            {
+                return Err(TextError::Overlap { address: second.range.start });
+            }
+        }
+        let windows = std::vec![0..0; segments.len()];
+        Ok(Self { segments, windows, open: false, last: AtomicUsize::new(0) })
+    }
+
+    /// Adds a segment of text that is mapped `R|X`.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    ///
+    /// # Errors
+    /// [`TextError::Overlap`] where it has an address in common with another segment,
+    /// [`TextError::AlreadyOpen`].
+    pub unsafe fn add(&mut self, range: Range<u64>, name: &str) -> Result<(), TextError> {
+        self.insert(range, name, 0)
+    }
+
+    /// Adds memory that is mapped `R|X` at `range`, and writable at `written_at`.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new); the second mapping is of the same memory, as long, and `R|W`.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub unsafe fn add_written_elsewhere(
+        &mut self,
+        range: Range<u64>,
+        written_at: u64,
+    ) -> Result<(), TextError> {
+        let distance = written_at.wrapping_sub(range.start);
+        self.insert(range, "emitted code", distance)
+    }
+
+    fn insert(&mut self, range: Range<u64>, name: &str, written_at: u64) -> Result<(), TextError> {
+        if self.open {
+            return Err(TextError::AlreadyOpen);
+        }
+        let at = self.segments.partition_point(|segment| segment.range.start < range.start);
+        let before = at.checked_sub(1).and_then(|before| self.segments.get(before));
+        let overlaps = before.is_some_and(|before| before.range.end > range.start)
+            || self.segments.get(at).is_some_and(|after| after.range.start < range.end);
+        if overlaps {
+            return Err(TextError::Overlap { address: range.start });
+        }
+        let protection = Protection::READ | Protection::EXECUTE;
+        self.segments.insert(at, Segment { range, protection, name: name.into(), written_at });
+        self.windows.push(0..0);
+        Ok(())
+    }
+
+    /// Where the byte at `address` is written.
+    #[inline]
+    fn written(&self, address: u64) -> *mut u8 {
+        // A store is only asked for inside what was opened, so the segment is known; were it
+        // not, the address itself would be right for all text but emitted code.
+        let distance = self.find(address, 1).ok().and_then(|found| self.segments.get(found));
+        let distance = distance.map_or(0, |segment| segment.written_at);
+        with_exposed_provenance_mut(address.wrapping_add(distance) as usize)
+    }
+
+    /// Every segment that is executable and backed by a file: the program and its libraries.
+    ///
+    /// # Errors
+    /// [`TextError::Maps`] where `/proc/self/maps` cannot be read.
+    pub fn segments_of_process() -> Result<Vec<Segment>, TextError> {
+        let mut segments = Vec::new();
+        maps::for_each(|mapping| {
+            let readable = Protection::READ | Protection::EXECUTE;
+            if mapping.protection.contains(readable) && mapping.path.starts_with(b"/") {
+                segments.push(Segment {
+                    range: mapping.range,
+                    protection: mapping.protection,
+                    name: String::from_utf8_lossy(mapping.path).into(),
+                    written_at: 0,
+                });
+            }
+        })
+        .map_err(|errno| TextError::Maps { errno })?;
+        Ok(segments)
+    }
+
+    /// The segments, sorted by address.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The segment that all `len` bytes at `address` are in.
+    #[inline]
+    fn find(&self, address: u64, len: u64) -> Result<usize, TextError> {
+        let last = self.last.load(Ordering::Relaxed);
+        if let Some(segment) = self.segments.get(last)
+            && holds(&segment.range, address, len)
+        {
+            return Ok(last);
+        }
+        self.search(address, len)
+    }
+
+    #[cold]
+    fn search(&self, address: u64, len: u64) -> Result<usize, TextError> {
+        let after = self.segments.partition_point(|segment| segment.range.start <= address);
+        if let Some(index) = after.checked_sub(1)
+            && let Some(segment) = self.segments.get(index)
+            && holds(&segment.range, address, len)
+        {
+            self.last.store(index, Ordering::Relaxed);
+            return Ok(index);
+        }
+        Err(TextError::Unknown { address })
+    }
+
+    /// Works out the pages to open in each segment.
+    fn plan(&mut self, pokes: &[Poke]) -> Result<(), TextError> {
+        self.windows.fill(0..0);
+        for poke in pokes {
+            let site = poke.site.get();
+            let index = self.find(site, SITE_LEN as u64)?;
+            if let Some(window) = self.windows.get_mut(index) {
+                let (start, end) = (site.saturating_sub(BEFORE), site.saturating_add(BEHIND));
+                *window = if window.is_empty() {
+                    start..end
+                } else {
+                    window.start.min(start)..window.end.max(end)
+                };
+            }
+        }
+        for (window, segment) in self.windows.iter_mut().zip(&self.segments) {
+            if segment.written_at != 0 {
+                *window = 0..0;
+            } else if !window.is_empty() {
+                let start = window.start.max(segment.range.start) / PAGE * PAGE;
+                let end = window.end.min(segment.range.end).next_multiple_of(PAGE);
+                *window = start..end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores the first `count` windows.
+    fn restore(&mut self, count: usize) {
+        for (window, segment) in self.windows.iter_mut().zip(&self.segments).take(count) {
+            if !window.is_empty() {
+                // Cannot fail for want of permission: less is asked for than is there. It
+                // can for want of memory for a mapping's description (ENOMEM); then the
+                // pages stay writable, which the batch that has landed need not hear of.
+                let _ = protect(window, segment.protection);
+            }
+            *window = 0..0;
+        }
+    }
+}
+
+#[inline]
+fn holds(range: &Range<u64>, address: u64, len: u64) -> bool {
+    address >= range.start && address < range.end && range.end - address >= len
+}
+
+fn protect(pages: &Range<u64>, protection: Protection) -> Result<(), Errno> {
+    let mut flags = MprotectFlags::empty();
+    flags.set(MprotectFlags::READ, protection.contains(Protection::READ));
+    flags.set(MprotectFlags::WRITE, protection.contains(Protection::WRITE));
+    flags.set(MprotectFlags::EXEC, protection.contains(Protection::EXECUTE));
+    let start = with_exposed_provenance_mut(pages.start as usize);
+    // SAFETY: the pages belong to a segment of the constructor's promise. They are text:
+    // nothing that the compiler knows of is in them, and execution and loads stay allowed.
+    unsafe { mprotect(start, (pages.end - pages.start) as usize, flags) }
+}
+
+// SAFETY: `open` asks for the segment's own protection (or more) in one `mprotect` a segment, which
+// replaces the protection of a page at once and keeps `X`. `store_byte` is an atomic byte
+// store, `store_pair` one 16-bit store, which is one access where it stays in an aligned
+// 8-byte word (Intel SDM volume 3, 10.1.1 "Guaranteed Atomic Operations"; AMD APM volume 2, 7.3.2). x86-64 makes the
+// stores of a core visible in program order (SDM volume 3, 10.2.2). No store returns an error.
+unsafe impl Text for HostText {
+    type Error = TextError;
+
+    #[inline]
+    fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], TextError> {
+        self.find(address, N as u64)?;
+        let mut bytes = [0; N];
+        let from = with_exposed_provenance::<u8>(address as usize);
+        // SAFETY: all `N` bytes are in one segment, which is mapped and readable.
+        unsafe { load(from, &mut bytes) };
+        Ok(bytes)
+    }
+
+    fn open(&mut self, pokes: &[Poke]) -> Result<(), TextError> {
+        if self.open {
+            return Err(TextError::AlreadyOpen);
+        }
+        self.plan(pokes)?;
+        for index in 0..self.segments.len() {
+            let (Some(window), Some(segment)) = (self.windows.get(index), self.segments.get(index))
+            else {
+                break;
+            };
+            if window.is_empty() {
+                continue;
+            }
+            if let Err(errno) = protect(window, segment.protection | Protection::WRITE) {
+                let error = TextError::Protected {
+                    address: window.start,
+                    name: Arc::clone(&segment.name),
+                    errno,
+                };
+                // This one too: `mprotect` may have got through a part of it.
+                self.restore(index + 1);
+                self.windows.fill(0..0);
+                return Err(error);
+            }
+        }
+        self.open = true;
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.restore(self.segments.len());
+        self.open = false;
+    }
+
+    #[inline]
+    unsafe fn store_byte(&mut self, address: u64, byte: u8) -> Result<(), TextError> {
+        let to = self.written(address);
+        // SAFETY: the caller names a byte of a window that `open` has made writable; text is
+        // accessed through this value only.
+        unsafe { AtomicU8::from_ptr(to) }.store(byte, Ordering::Release);
+        Ok(())
+    }
+
+    #[inline]
+    unsafe fn store_pair(&mut self, address: u64, bytes: [u8; 2]) -> Result<(), TextError> {
+        debug_assert!(address % 8 != 7, "{address:#x} and the next byte are in two 8-byte words");
+        let to = self.written(address);
+        // SAFETY: the caller names two bytes of a window that `open` has made writable. The
+        // store may be at an odd address, which no Rust atomic allows and the instruction does.
+        unsafe {
+            core::arch::asm!(
+                "mov word ptr [{to}], {pair:x}",
+                to = in(reg) to,
+                pair = in(reg) u16::from_le_bytes(bytes),
+                options(nostack, preserves_flags),
+            );
+        }
+        Ok(())
+    }
+
+    #[inline]
+    unsafe fn store_unexecuted<const N: usize>(
+        &mut self,
+        address: u64,
+        bytes: [u8; N],
+    ) -> Result<(), TextError> {
+        let to = self.written(address);
+        for (offset, byte) in bytes.into_iter().enumerate() {
+            // SAFETY: the caller names `N` bytes of a window that `open` has made writable.
+            unsafe { to.add(offset).write_volatile(byte) };
+        }
+        Ok(())
+    }
+}
+
+/// Four bytes at any address.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned(u32);
+
+/// Copies by fours, then by ones. Volatile, because the compiler does not know what text is.
+///
+/// # Safety
+/// `N` bytes at `from` can be read.
+#[inline]
+unsafe fn load<const N: usize>(from: *const u8, bytes: &mut [u8; N]) {
+    let (words, rest) = bytes.as_chunks_mut::<4>();
+    let tail = words.len() * 4;
+    for (index, word) in words.iter_mut().enumerate() {
+        // SAFETY: the word is within the `N` bytes; `Unaligned` has alignment 1.
+        *word = unsafe { from.add(index * 4).cast::<Unaligned>().read_volatile() }.0.to_le_bytes();
+    }
+    for (index, byte) in rest.iter_mut().enumerate() {
+        // SAFETY: the byte is within the `N` bytes.
+        *byte = unsafe { from.add(tail + index).read_volatile() };
+    }
+}
+
+/// Why text cannot be read or written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TextError {
+    /// `/proc/self/maps` cannot be read.
+    Maps {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// Two segments have an address in common.
+    Overlap {
+        /// The lowest such address.
+        address: u64,
+    },
+    /// An address is in no segment, or the bytes at it do not end in the same one.
+    Unknown {
+        /// The address.
+        address: u64,
+    },
+    /// The text is open already.
+    AlreadyOpen,
+    /// The kernel does not make the text writable. Nothing is open.
+    Protected {
+        /// The first address that should have become writable.
+        address: u64,
+        /// The segment's name.
+        name: Arc<str>,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+impl fmt::Display for TextError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maps { errno } => {
+                write!(f, "/proc/self/maps cannot be read ({errno}): mount /proc")
+            }
+            Self::Overlap { address } => {
+                write!(f, "two text segments both have {address:#x}: give each address once")
+            }
+            Self::Unknown { address } => write!(
+                f,
+                "{address:#x} is not in a text segment of this process: if its library was \
+                 loaded since, list the segments again",
+            ),
+            Self::AlreadyOpen => f.write_str("the text is already open: close it first"),
+            Self::Protected { address, name, errno } => {
+                write!(f, "text of {name} at {address:#x} cannot be made writable ({errno}): ")?;
+                f.write_str(match *errno {
+                    Errno::ACCESS => {
+                        "SELinux (execmod), systemd's MemoryDenyWriteExecute, or a file mapped \
+                         shared and opened for reading forbids it"
+                    }
+                    Errno::PERM => "a seccomp filter or mseal(2) forbids it",
+                    Errno::NOMEM => {
+                        "a page of it is not mapped any more, or the process has as many \
+                         mappings as vm.max_map_count allows: raise it"
+                    }
+                    _ => "see mprotect(2)",
+                })
+            }
+        }
+    }
+}
+
+impl core::error::Error for TextError {}

@@ -1,0 +1,531 @@
+//! A checked stop: every other thread is held still, and shown to be outside given code.
+//!
+//! It is needed where core synchronisation is not enough, because what matters is where
+//! threads *are*: before five one-byte nops become one instruction (a thread between two of
+//! them would go on in its middle), and before emitted code is freed.
+//!
+//! # How
+//! Each other thread is sent a real-time signal that nobody uses, and waits in its handler.
+//! The list of threads is read again until as many are held as the kernel counts: then no
+//! thread is left that could start another. The inspector now reads the stacks of all of
+//! them, asks the judge about each, and lets them go, moved where the judge said so.
+//!
+//! # What is promised
+//! When [`inspect_then`] calls its last argument, every thread of this process but the
+//! calling one is in the handler, and for each, and for the calling one, the judge has seen:
+//! - whether its instruction pointer is in a watched range (of the calling thread: not, it
+//!   is in this module);
+//! - whether a word on its stack, from where it was interrupted to the end of the mapping,
+//!   points strictly inside one: a return address, or the instruction pointer in the saved
+//!   context of a signal handler that it is in. Words are not understood, so a stale or a
+//!   chance one counts too; a pointer to a range's very start does not.
+//!
+//! # What is not
+//! - Stacks that no thread is *on* are not looked at: those of suspended coroutines, and the
+//!   ordinary stack of a thread that was interrupted on its alternate signal stack, which
+//!   [`Seen::alternate_stack`] tells (not where it was set up with `SS_AUTODISARM`).
+//! - Registers other than instruction and stack pointer are not looked at.
+//! - Processes that share the address space without being threads (`vfork` and `posix_spawn`
+//!   children until `execve`) are not seen. The thread that made one is held only afterwards.
+//! - Held threads execute nothing serialising by being held: synchronise cores as ever.
+//!
+//! # What it costs others
+//! Some tens of microseconds for each thread. System calls that `SA_RESTART` does not
+//! restart (signal(7): `poll`, `epoll_wait`, `nanosleep`, ...) return `EINTR` in other
+//! threads, as with any signal.
+//!
+//! # What the judge and the action may do
+//! Other threads are held wherever they were, maybe inside the allocator or with a lock.
+//! Whoever allocates, frees, prints, locks or panics now may wait for a held thread for ever.
+
+mod error;
+mod list;
+mod signal;
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::time::Instant;
+use std::vec::Vec;
+
+use rustix::io::Errno;
+
+use super::maps::{self, Protection};
+
+pub use error::ThreadsError;
+use list::Status;
+pub use list::ThreadName;
+use signal::Hold;
+
+/// How long a thread may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a thread may block every signal: glibc does so while it starts or ends one.
+const BLOCKED_PATIENCE: Duration = Duration::from_millis(200);
+/// How long the inspector waits before it looks why nobody answers, in nanoseconds.
+const SILENCE: i64 = 1_000_000;
+/// Rounds lost to threads starting faster than their number was foreseen.
+const ROUNDS: usize = 6;
+
+/// One thread, as the judge sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its thread id.
+    pub tid: i32,
+    /// The instruction it executes next; `None` for the calling thread.
+    pub instruction: Option<u64>,
+    /// Its stack pointer.
+    pub stack: u64,
+    /// The watched range that [`instruction`](Self::instruction) is in, its start included.
+    pub inside: Option<Range<u64>>,
+    /// The word nearest to the top of its stack that points strictly inside a watched range.
+    pub on_stack: Option<StackWord>,
+    /// Whether it is on its alternate signal stack. Its ordinary stack has not been looked at.
+    pub alternate_stack: bool,
+}
+
+impl Seen {
+    /// Whether nothing says that the thread is in a watched range, or will return to one.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        self.inside.is_none() && self.on_stack.is_none() && !self.alternate_stack
+    }
+}
+
+/// A word on a stack that points into a watched range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackWord {
+    /// Where the word is.
+    pub at: u64,
+    /// The word.
+    pub value: u64,
+    /// The range.
+    pub range: Range<u64>,
+}
+
+/// What becomes of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict(Decision);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    Leave,
+    Move(u64),
+    Refuse,
+}
+
+impl Verdict {
+    /// It goes on where it is.
+    pub const LEAVE: Self = Self(Decision::Leave);
+    /// The inspection fails with [`ThreadsError::Refused`]; all threads go on where they are.
+    pub const REFUSE: Self = Self(Decision::Refuse);
+
+    /// It goes on at `address`, if no thread is refused. The calling thread cannot be moved.
+    ///
+    /// # Safety
+    /// Continuing there with the same registers and stack is right for the program, as it is
+    /// behind instructions that do nothing.
+    #[must_use]
+    pub const unsafe fn move_to(address: u64) -> Self {
+        Self(Decision::Move(address))
+    }
+}
+
+/// What an inspection did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Threads judged, the calling one included.
+    pub threads: usize,
+    /// Threads moved.
+    pub moved: usize,
+}
+
+/// How many threads this process has. Threads of the kernel's io_uring count.
+///
+/// # Errors
+/// [`ThreadsError::Proc`] where `/proc` cannot be read.
+pub fn thread_count() -> Result<usize, ThreadsError> {
+    list::count().map_err(|errno| ThreadsError::Proc { errno })
+}
+
+/// Holds every other thread and has `judge` look at each, and at the calling one.
+///
+/// `watched` is sorted, its ranges apart from each other. For a patch site, watch the site:
+/// a thread at its start is seen [`inside`](Seen::inside), and is fine there.
+///
+/// # Errors
+/// See [`ThreadsError`]. Every thread goes on where it was.
+pub fn inspect(
+    watched: &[Range<u64>],
+    judge: impl Fn(&Seen) -> Verdict,
+) -> Result<Summary, ThreadsError> {
+    inspect_then(watched, judge, || ()).map(|(summary, ())| summary)
+}
+
+/// As [`inspect`], and calls `act` once while the threads are still held, unless one was
+/// refused. What `act` captured is dropped when they have gone on.
+///
+/// # Errors
+/// See [`ThreadsError`]. Then `act` was not called, and every thread goes on where it was.
+pub fn inspect_then<R>(
+    watched: &[Range<u64>],
+    judge: impl Fn(&Seen) -> Verdict,
+    mut act: impl FnMut() -> R,
+) -> Result<(Summary, R), ThreadsError> {
+    for pair in watched.windows(2) {
+        if let [first, second] = pair
+            && first.end > second.start
+        {
+            return Err(ThreadsError::Unsorted { at: second.start });
+        }
+    }
+    let _turn = Turn::take()?;
+    let count = thread_count()?;
+    if count == 1 {
+        // Nobody is left who could start another thread.
+        let mut own = [Known::own()];
+        let summary = judge_all(&mut own, None, watched, &judge)?;
+        return Ok((summary, act()));
+    }
+    let mut capacity = count * 2 + 64;
+    for _ in 0..ROUNDS {
+        // Before `hold`, so that it is freed after it: from the first signal on, until `hold`
+        // is dropped, nothing here allocates or frees.
+        let mut known = Vec::with_capacity(capacity + 1);
+        let hold = Hold::new(choose_signal()?, capacity)
+            .map_err(|errno| ThreadsError::Signal { tid: own_tid(), errno })?;
+        if gather(&hold, &mut known)? {
+            let summary = judge_all(&mut known, Some(&hold), watched, &judge)?;
+            for (index, thread) in known.iter().enumerate() {
+                if let (Decision::Move(address), Some(slot)) = (thread.decision, hold.slot(index)) {
+                    slot.move_to(address);
+                }
+            }
+            return Ok((summary, act()));
+        }
+        drop(hold);
+        capacity *= 4;
+    }
+    Err(ThreadsError::TooMany { capacity })
+}
+
+/// A thread listed, in the order of the slots; the calling one comes last.
+#[derive(Debug)]
+struct Known {
+    tid: i32,
+    standing: Standing,
+    decision: Decision,
+    stack_pointer: u64,
+    /// The part of its stack to look at; empty until found.
+    stack: Range<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Asked.
+    Pending,
+    /// In the handler.
+    Held,
+    /// Listed, and never runs our text (again): a zombie, or a thread of the kernel's.
+    Inert,
+    /// Ended.
+    Gone,
+    /// The calling thread.
+    Own,
+}
+
+impl Known {
+    fn new(tid: i32, standing: Standing) -> Self {
+        Self { tid, standing, decision: Decision::Leave, stack_pointer: 0, stack: 0..0 }
+    }
+
+    fn own() -> Self {
+        let stack: u64;
+        // SAFETY: copies a register.
+        unsafe {
+            core::arch::asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags));
+        }
+        Self { stack_pointer: stack, ..Self::new(own_tid(), Standing::Own) }
+    }
+}
+
+fn own_tid() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
+/// Holds every other thread. `false`: there are more than slots.
+fn gather(hold: &Hold, known: &mut Vec<Known>) -> Result<bool, ThreadsError> {
+    let own = own_tid();
+    let deadline = Instant::now() + PATIENCE;
+    let mut quiet_since = hold.answers();
+    loop {
+        let (mut listed, mut settled, mut found_own) = (0, 0, false);
+        let (mut overflow, mut refused) = (false, None);
+        list::for_each(|tid| {
+            listed += 1;
+            if tid == own {
+                found_own = true;
+                return;
+            }
+            let standing = known
+                .iter()
+                .find(|thread| thread.tid == tid && thread.standing != Standing::Gone)
+                .map(|thread| thread.standing);
+            match standing {
+                Some(Standing::Pending) => {}
+                Some(_) => settled += 1,
+                None if known.len() == hold.capacity() => overflow = true,
+                None => match hold.ask(tid, known.len()) {
+                    Ok(()) => known.push(Known::new(tid, Standing::Pending)),
+                    // Ended since it was listed.
+                    Err(Errno::SRCH) => {}
+                    // EAGAIN: as many signals are queued as RLIMIT_SIGPENDING allows.
+                    Err(errno) => refused = Some((tid, errno)),
+                },
+            }
+        })
+        .map_err(|errno| ThreadsError::Proc { errno })?;
+        if overflow {
+            return Ok(false);
+        }
+        if !found_own {
+            return Err(ThreadsError::Proc { errno: Errno::SRCH });
+        }
+        // All that were listed are held, and the kernel counts no more: a list that was cut
+        // short by a thread ending is found out here.
+        if settled + 1 == listed && thread_count()? == listed {
+            known.push(Known::own());
+            return Ok(true);
+        }
+        if let Some((tid, errno)) = refused
+            && (errno != Errno::AGAIN || Instant::now() > deadline)
+        {
+            return Err(ThreadsError::Signal { tid, errno });
+        }
+        while let Some(pending) = settle(hold, known) {
+            let answers = hold.answers();
+            if answers != quiet_since {
+                quiet_since = answers;
+                continue;
+            }
+            hold.wait(answers, SILENCE);
+            if hold.answers() == answers {
+                explain_silence(hold.signal(), known);
+                if Instant::now() > deadline {
+                    return Err(unanswered(hold.signal(), pending));
+                }
+            }
+        }
+        if Instant::now() > deadline {
+            return Err(ThreadsError::Restless { started: known.len() });
+        }
+    }
+}
+
+/// Notes who has answered; returns one who has not.
+fn settle(hold: &Hold, known: &mut [Known]) -> Option<i32> {
+    let mut pending = None;
+    for (index, thread) in known.iter_mut().enumerate() {
+        if thread.standing == Standing::Pending {
+            match hold.slot(index) {
+                Some(slot) if slot.has_answered() => thread.standing = Standing::Held,
+                _ => pending = Some(thread.tid),
+            }
+        }
+    }
+    pending
+}
+
+/// Notes who cannot answer.
+fn explain_silence(signal: i32, known: &mut [Known]) {
+    for thread in known.iter_mut().filter(|thread| thread.standing == Standing::Pending) {
+        match Status::of(thread.tid) {
+            None => thread.standing = Standing::Gone,
+            Some(status) if status.has_ended() => thread.standing = Standing::Inert,
+            Some(status) if status.blocks(signal) && list::is_kernel_worker(thread.tid) => {
+                thread.standing = Standing::Inert;
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn unanswered(signal: i32, tid: i32) -> ThreadsError {
+    match Status::of(tid) {
+        Some(status) if status.blocks(signal) => {
+            ThreadsError::Blocked { tid, name: status.name, signal }
+        }
+        status => ThreadsError::Unresponsive {
+            tid,
+            name: status.map_or_else(ThreadName::unknown, |status| status.name),
+            state: status.map_or('?', |status| char::from(status.state)),
+        },
+    }
+}
+
+/// A signal with default action that no thread blocks for longer than it takes to start or
+/// end a thread.
+fn choose_signal() -> Result<i32, ThreadsError> {
+    let own = own_tid();
+    let usable = signal::with_default_action();
+    let mut common = usable;
+    let mut suspects = Vec::new();
+    list::for_each(|tid| suspects.push(tid)).map_err(|errno| ThreadsError::Proc { errno })?;
+    suspects.retain(|&tid| tid != own);
+    let deadline = Instant::now() + BLOCKED_PATIENCE;
+    loop {
+        suspects.retain(|&tid| match Status::of(tid) {
+            Some(status) if !status.has_ended() && !list::is_kernel_worker(tid) => {
+                let free = common & !status.blocked;
+                if free != 0 {
+                    common = free;
+                }
+                free == 0
+            }
+            _ => false,
+        });
+        let Some(&tid) = suspects.first() else { break };
+        if Instant::now() > deadline {
+            let signal = lowest(usable);
+            let name = Status::of(tid).map_or_else(ThreadName::unknown, |status| status.name);
+            return Err(ThreadsError::Blocked { tid, name, signal });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if common == 0 { Err(ThreadsError::NoSignal) } else { Ok(lowest(common)) }
+}
+
+/// The lowest signal of a mask.
+fn lowest(mask: u64) -> i32 {
+    mask.trailing_zeros().cast_signed() + 1
+}
+
+/// Looks at every thread held, and at the calling one. Allocates nothing.
+fn judge_all(
+    known: &mut [Known],
+    hold: Option<&Hold>,
+    watched: &[Range<u64>],
+    judge: &impl Fn(&Seen) -> Verdict,
+) -> Result<Summary, ThreadsError> {
+    let answer = |index| hold.and_then(|hold| hold.slot(index)).map(signal::Slot::answer);
+    for (index, thread) in known.iter_mut().enumerate() {
+        if thread.standing == Standing::Held {
+            thread.stack_pointer = answer(index).map_or(0, |(_, stack, _)| stack);
+        }
+    }
+    find_stacks(known)?;
+    let mut summary = Summary::default();
+    for (index, thread) in known.iter_mut().enumerate() {
+        let (instruction, alternate_stack) = match thread.standing {
+            Standing::Own => (None, signal::on_alternate_stack()),
+            Standing::Held => {
+                let Some((instruction, _, alternate)) = answer(index) else {
+                    continue;
+                };
+                (Some(instruction), alternate)
+            }
+            Standing::Pending | Standing::Inert | Standing::Gone => continue,
+        };
+        if thread.stack.is_empty() {
+            return Err(ThreadsError::NoStack { tid: thread.tid, stack: thread.stack_pointer });
+        }
+        let at = instruction.and_then(|address| containing(watched, address));
+        let seen = Seen {
+            tid: thread.tid,
+            instruction,
+            stack: thread.stack_pointer,
+            inside: at.cloned(),
+            on_stack: scan(&thread.stack, watched),
+            alternate_stack,
+        };
+        thread.decision = judge(&seen).0;
+        summary.threads += 1;
+        match thread.decision {
+            Decision::Leave => {}
+            Decision::Move(_) if thread.standing == Standing::Held => summary.moved += 1,
+            Decision::Move(_) | Decision::Refuse => return Err(ThreadsError::Refused { seen }),
+        }
+    }
+    Ok(summary)
+}
+
+/// Finds the mapping each stack pointer is in. The threads are held, so none changes.
+fn find_stacks(known: &mut [Known]) -> Result<(), ThreadsError> {
+    let mut free_from = 0;
+    maps::for_each(|mapping| {
+        let range = mapping.range;
+        // The main stack is extended by the access below it: a frame may have been made that
+        // nobody has written to yet.
+        let from = if mapping.path == b"[stack]" { free_from } else { range.start };
+        free_from = range.end;
+        if mapping.protection.contains(Protection::READ) {
+            for thread in known.iter_mut() {
+                if (from..range.end).contains(&thread.stack_pointer) {
+                    thread.stack = thread.stack_pointer.max(range.start)..range.end;
+                }
+            }
+        }
+    })
+    .map_err(|errno| ThreadsError::Proc { errno })
+}
+
+/// The range that has `address`.
+fn containing(watched: &[Range<u64>], address: u64) -> Option<&Range<u64>> {
+    let after = watched.partition_point(|range| range.start <= address);
+    watched.get(after.checked_sub(1)?).filter(|range| address < range.end)
+}
+
+/// The first word of `stack` that points strictly inside a watched range.
+fn scan(stack: &Range<u64>, watched: &[Range<u64>]) -> Option<StackWord> {
+    let (lowest, highest) = (watched.first()?.start, watched.last()?.end);
+    let mut at = stack.start.next_multiple_of(8);
+    while at < stack.end {
+        let from = core::ptr::with_exposed_provenance::<u64>(at as usize);
+        // SAFETY: an aligned word of a readable mapping: the stack of a held thread, which
+        // cannot unmap it, or of the calling one.
+        let value = unsafe { from.read_volatile() };
+        if value > lowest
+            && value < highest
+            && let Some(range) = containing(watched, value)
+            && value != range.start
+        {
+            return Some(StackWord { at, value, range: range.clone() });
+        }
+        at += 8;
+    }
+    None
+}
+
+/// One inspection at a time: process id and thread id of who has it, or 0.
+static TURN: AtomicU64 = AtomicU64::new(0);
+
+struct Turn;
+
+impl Turn {
+    /// Not a mutex of `std`: a child forked while another thread had it must get it too.
+    fn take() -> Result<Self, ThreadsError> {
+        let pid = std::process::id();
+        let tid = own_tid().cast_unsigned();
+        let mine = u64::from(pid) << 32 | u64::from(tid);
+        loop {
+            match TURN.compare_exchange(0, mine, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Ok(Self),
+                Err(other) if other == mine => return Err(ThreadsError::Nested),
+                Err(other) if (other >> 32) as u32 != pid => {
+                    let taken =
+                        TURN.compare_exchange(other, mine, Ordering::Acquire, Ordering::Relaxed);
+                    if taken.is_ok() {
+                        signal::forget_parent();
+                        return Ok(Self);
+                    }
+                }
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURN.store(0, Ordering::Release);
+    }
+}

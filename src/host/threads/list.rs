@@ -1,0 +1,192 @@
+//! The threads of this process, as `/proc/self/task` lists them. Allocates nothing and takes
+//! no lock: every other thread may be held meanwhile.
+
+use core::ffi::CStr;
+use core::fmt::{self, Write};
+use core::mem::MaybeUninit;
+use core::ops::ControlFlow;
+use core::str::FromStr;
+
+use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::io::Errno;
+
+use crate::host::lines;
+
+/// `PF_IO_WORKER` (include/linux/sched.h): a thread of the kernel's io_uring, which is
+/// listed with the process's threads since Linux 5.12 and never runs its text.
+const PF_IO_WORKER: u64 = 0x10;
+
+/// Calls `visit` with the thread ids, the calling thread's included. Threads that start or
+/// end meanwhile may be missing, and when one ends others may be too.
+pub(super) fn for_each(mut visit: impl FnMut(i32)) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(c"/proc/self/task", flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut entries = RawDir::new(&directory, &mut buffer);
+    while let Some(entry) = entries.next() {
+        match entry {
+            Ok(entry) => {
+                if let Some(tid) = number(entry.file_name().to_bytes()) {
+                    visit(tid);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// How many threads the kernel counts.
+pub(super) fn count() -> Result<usize, Errno> {
+    let mut count = None;
+    lines::for_each(c"/proc/self/status", |line| match line.strip_prefix(b"Threads:") {
+        Some(value) => {
+            count = number(value);
+            ControlFlow::Break(())
+        }
+        None => ControlFlow::Continue(()),
+    })?;
+    count.ok_or(Errno::ILSEQ)
+}
+
+/// A thread's name (15 bytes at most), as `/proc` writes it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ThreadName {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl ThreadName {
+    pub(super) fn unknown() -> Self {
+        Self::new(b"?")
+    }
+
+    fn new(name: &[u8]) -> Self {
+        let mut bytes = [0; 64];
+        let len = name.len().min(bytes.len());
+        for (to, from) in bytes.iter_mut().zip(name) {
+            *to = *from;
+        }
+        Self { bytes, len }
+    }
+}
+
+impl fmt::Display for ThreadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.bytes.get(..self.len).unwrap_or_default().utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                f.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ThreadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+/// What `/proc/self/task/T/status` says of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Status {
+    pub(super) name: ThreadName,
+    /// `R`, `S`, `D`, `T`, `t`, `Z`, `X`, as proc(5) lists them.
+    pub(super) state: u8,
+    /// Bit `n - 1` for signal `n`.
+    pub(super) blocked: u64,
+}
+
+impl Status {
+    /// `None` where there is no such thread (any more).
+    pub(super) fn of(tid: i32) -> Option<Self> {
+        let mut status = Self { name: ThreadName::unknown(), state: 0, blocked: 0 };
+        let mut complete = false;
+        lines::for_each(Path::new(tid, "status").get()?, |line| {
+            if let Some(name) = line.strip_prefix(b"Name:\t") {
+                status.name = ThreadName::new(name);
+            } else if let Some(state) = line.strip_prefix(b"State:\t") {
+                status.state = state.first().copied().unwrap_or(0);
+            } else if let Some(mask) = line.strip_prefix(b"SigBlk:\t") {
+                status.blocked = core::str::from_utf8(mask)
+                    .ok()
+                    .and_then(|mask| u64::from_str_radix(mask, 16).ok())
+                    .unwrap_or(0);
+                complete = true;
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })
+        .ok()?;
+        complete.then_some(status)
+    }
+
+    /// Whether it has ended for good, though still listed: the first thread of a process
+    /// stays so until the others have ended.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+
+    pub(super) fn blocks(&self, signal: i32) -> bool {
+        self.blocked & bit(signal) != 0
+    }
+}
+
+/// The bit of `signal` in a mask.
+pub(super) fn bit(signal: i32) -> u64 {
+    u32::try_from(signal - 1).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0)
+}
+
+/// Whether the thread is one of the kernel's that is listed with ours.
+pub(super) fn is_kernel_worker(tid: i32) -> bool {
+    let mut flags = None;
+    if let Some(path) = Path::new(tid, "stat").get() {
+        let _ = lines::for_each(path, |line| {
+            // The name, in parentheses, may have spaces and parentheses itself. Behind it:
+            // state, five numbers, and the flags (proc(5): field 9).
+            if let Some(end) = line.iter().rposition(|&byte| byte == b')') {
+                let fields = line.get(end + 1..).unwrap_or_default();
+                let mut fields = fields.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
+                flags = fields.nth(6).and_then(number::<u64>);
+            }
+            ControlFlow::Break(())
+        });
+    }
+    flags.is_some_and(|flags| flags & PF_IO_WORKER != 0)
+}
+
+fn number<T: FromStr>(digits: &[u8]) -> Option<T> {
+    core::str::from_utf8(digits).ok()?.trim().parse().ok()
+}
+
+/// `/proc/self/task/T/FILE`, on the stack.
+struct Path {
+    bytes: [u8; 48],
+    len: usize,
+}
+
+impl Path {
+    fn new(tid: i32, file: &str) -> Self {
+        let mut path = Self { bytes: [0; 48], len: 0 };
+        // Ten digits at most, so it fits; `get` finds no terminator otherwise.
+        let _ = write!(path, "/proc/self/task/{tid}/{file}\0");
+        path
+    }
+
+    fn get(&self) -> Option<&CStr> {
+        CStr::from_bytes_with_nul(self.bytes.get(..self.len)?).ok()
+    }
+}
+
+impl Write for Path {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let end = self.len + part.len();
+        let to = self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?;
+        to.copy_from_slice(part.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}

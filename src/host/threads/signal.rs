@@ -1,0 +1,300 @@
+//! What a thread does while it is held, and the signal that holds it.
+//!
+//! ```text
+//! inspector                               handler, in every other thread
+//! GENERATION = n
+//! queue the signal, payload (n, slot) ->  ENTERED += 1
+//!                                         GENERATION is n? otherwise go
+//!                                         slot: instruction and stack pointer
+//!                     answered += 1   <-  slot.state = ANSWERED
+//! all have answered: look, judge, act
+//! slot.move_to = ...
+//! release = 1                         ->  instruction pointer = slot.move_to
+//! GENERATION = 0                          ENTERED -= 1
+//! wait until ENTERED is 0; free the slots
+//! ```
+//! A signal that comes too late finds another generation and touches nothing else: either
+//! the handler counts itself into `ENTERED` before the inspector reads that, which then
+//! waits for it, or it reads `GENERATION` after the inspector has cleared that. All four
+//! accesses are `SeqCst` for this.
+
+use core::ffi::{c_int, c_void};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::boxed::Box;
+
+use rustix::io::Errno;
+use rustix::thread::futex;
+use rustix::thread::futex::Timespec;
+
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+static ENTERED: AtomicU32 = AtomicU32::new(0);
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(null_mut());
+
+const SILENT: u32 = 0;
+const ANSWERING: u32 = 1;
+const ANSWERED: u32 = 2;
+
+/// What one thread publishes, and what it is told.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    state: AtomicU32,
+    /// Whether it was interrupted on its alternate signal stack.
+    alternate: AtomicU32,
+    instruction: AtomicU64,
+    stack: AtomicU64,
+    /// Where it goes on; 0: where it was.
+    move_to: AtomicU64,
+}
+
+impl Slot {
+    pub(super) fn has_answered(&self) -> bool {
+        self.state.load(Ordering::Acquire) == ANSWERED
+    }
+
+    /// Instruction pointer, stack pointer, whether on the alternate stack.
+    pub(super) fn answer(&self) -> (u64, u64, bool) {
+        (
+            self.instruction.load(Ordering::Relaxed),
+            self.stack.load(Ordering::Relaxed),
+            self.alternate.load(Ordering::Relaxed) != 0,
+        )
+    }
+
+    pub(super) fn move_to(&self, address: u64) {
+        self.move_to.store(address, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    slots: Box<[Slot]>,
+    answered: AtomicU32,
+    release: AtomicU32,
+}
+
+/// The handler in place, and the threads it holds. Dropping it lets them go.
+#[derive(Debug)]
+pub(super) struct Hold {
+    generation: u32,
+    signal: c_int,
+    shared: *mut Shared,
+}
+
+impl Hold {
+    /// Installs the handler. `signal` must have its default action.
+    pub(super) fn new(signal: c_int, capacity: usize) -> Result<Self, Errno> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let mut generation = NEXT.fetch_add(1, Ordering::Relaxed);
+        if generation == 0 {
+            generation = NEXT.fetch_add(1, Ordering::Relaxed);
+        }
+        let slots = (0..capacity).map(|_| Slot::default()).collect();
+        let shared =
+            Box::new(Shared { slots, answered: AtomicU32::new(0), release: AtomicU32::new(0) });
+        let shared = Box::into_raw(shared);
+        let hold = Self { generation, signal, shared };
+        SHARED.store(shared, Ordering::Release);
+        GENERATION.store(generation, Ordering::SeqCst);
+
+        // On an alternate stack where the thread has one, because its own may be a small one
+        // of a language runtime. All signals blocked: a handler on top would run code that
+        // the inspector believes held.
+        let flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_signal;
+        set_action(signal, handler as *const () as usize, flags)?;
+        Ok(hold)
+    }
+
+    fn shared(&self) -> &Shared {
+        // SAFETY: made by `new` from a box, freed in `drop`; only shared references exist.
+        unsafe { &*self.shared }
+    }
+
+    pub(super) fn slot(&self, index: usize) -> Option<&Slot> {
+        self.shared().slots.get(index)
+    }
+
+    pub(super) fn signal(&self) -> c_int {
+        self.signal
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.shared().slots.len()
+    }
+
+    /// Asks thread `tid` to answer in slot `index`.
+    pub(super) fn ask(&self, tid: i32, index: usize) -> Result<(), Errno> {
+        // SAFETY: all zero bytes are a valid `siginfo_t`, which is integers.
+        let mut info: libc::siginfo_t = unsafe { core::mem::zeroed() };
+        info.si_signo = self.signal;
+        info.si_code = libc::SI_QUEUE;
+        let queued = Queued {
+            pid: std::process::id().cast_signed(),
+            uid: 0,
+            value: u64::from(self.generation) << 32 | index as u64,
+        };
+        // SAFETY: the kernel's layout of a queued signal (sigaction(2), `_rt` of the kernel's
+        // `siginfo`): pid, uid and value from byte 16 on, in the 128 bytes of `info`.
+        unsafe { (&raw mut info).cast::<u8>().add(QUEUED_AT).cast::<Queued>().write(queued) };
+        // SAFETY: `info` lives through the call, which copies it.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_tgsigqueueinfo,
+                queued.pid,
+                tid,
+                self.signal,
+                &raw const info,
+            )
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        // SAFETY: always valid for the calling thread.
+        Err(Errno::from_raw_os_error(unsafe { *libc::__errno_location() }))
+    }
+
+    /// Waits until another answer comes, or `nanoseconds` have passed. `seen` is what
+    /// [`answers`](Self::answers) gave before the caller looked.
+    pub(super) fn wait(&self, seen: u32, nanoseconds: i64) {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+        let _ = futex::wait(&self.shared().answered, futex::Flags::PRIVATE, seen, Some(&timeout));
+    }
+
+    pub(super) fn answers(&self) -> u32 {
+        self.shared().answered.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared().release.store(1, Ordering::Release);
+        let _ = futex::wake(&self.shared().release, futex::Flags::PRIVATE, i32::MAX as u32);
+        GENERATION.store(0, Ordering::SeqCst);
+        // Ignoring a signal discards what is pending of it, in every thread, blocked or not
+        // (POSIX, sigaction; kernel/signal.c, `do_sigaction`). Without that, a thread that
+        // did not answer would die of the default action later.
+        let _ = set_action(self.signal, libc::SIG_IGN, 0);
+        let _ = set_action(self.signal, libc::SIG_DFL, 0);
+        while ENTERED.load(Ordering::SeqCst) != 0 {
+            rustix::thread::sched_yield();
+        }
+        SHARED.store(null_mut(), Ordering::Relaxed);
+        // SAFETY: from `Box::into_raw`; no handler is in the shared part now, and none that
+        // comes later finds this generation.
+        drop(unsafe { Box::from_raw(self.shared) });
+    }
+}
+
+/// Forgets handlers of a parent process that were copied by `fork` while they held threads,
+/// which the child does not have. Only with no [`Hold`] of this process in existence.
+pub(super) fn forget_parent() {
+    GENERATION.store(0, Ordering::SeqCst);
+    ENTERED.store(0, Ordering::SeqCst);
+}
+
+/// Where `siginfo_t` has pid, uid and value of a queued signal, on 64-bit machines.
+const QUEUED_AT: usize = 16;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Queued {
+    pid: i32,
+    uid: u32,
+    value: u64,
+}
+
+fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Errno> {
+    // SAFETY: all zero bytes are a valid `sigaction`: default action, empty mask.
+    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: both point to `action`; the handler, if one, is async-signal-safe.
+    let result = unsafe {
+        libc::sigfillset(&raw mut action.sa_mask);
+        libc::sigaction(signal, &raw const action, null_mut())
+    };
+    // The only errors are of a wrong number: it is none that a process may set.
+    if result == 0 { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+/// The signals from `SIGRTMIN` on whose action is the default one, as a mask.
+pub(super) fn with_default_action() -> u64 {
+    let mut mask = 0;
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: all zero bytes are a valid `sigaction`.
+        let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+        // SAFETY: only reads the action, into `action`.
+        let result = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut action) };
+        if result == 0 && action.sa_sigaction == libc::SIG_DFL {
+            mask |= super::list::bit(signal);
+        }
+    }
+    mask
+}
+
+/// Whether the calling thread is on its alternate signal stack.
+pub(super) fn on_alternate_stack() -> bool {
+    // SAFETY: all zero bytes are a valid `stack_t`.
+    let mut stack: libc::stack_t = unsafe { core::mem::zeroed() };
+    // SAFETY: only reads the setting, into `stack`.
+    let result = unsafe { libc::sigaltstack(core::ptr::null(), &raw mut stack) };
+    result == 0 && stack.ss_flags & libc::SS_ONSTACK != 0
+}
+
+/// Async-signal-safe: atomics and the system calls futex and getpid; `errno` is not touched.
+extern "C" fn on_signal(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    ENTERED.fetch_add(1, Ordering::SeqCst);
+    // SAFETY: the kernel gives both pointers, valid until the handler returns.
+    unsafe { answer(info, context.cast()) };
+    ENTERED.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// # Safety
+/// The arguments of a handler installed with `SA_SIGINFO`, counted into `ENTERED`.
+unsafe fn answer(info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // SAFETY: `info` is valid; where it was queued by this process, `ask` wrote the rest.
+    let (code, queued) =
+        unsafe { ((*info).si_code, info.cast::<u8>().add(QUEUED_AT).cast::<Queued>().read()) };
+    let ours = code == libc::SI_QUEUE && queued.pid == std::process::id().cast_signed();
+    let generation = (queued.value >> 32) as u32;
+    if !ours || generation == 0 || generation != GENERATION.load(Ordering::SeqCst) {
+        return;
+    }
+    // SAFETY: the generation is current and this handler is counted, so the inspector does
+    // not free it before the handler is counted out.
+    let Some(shared) = (unsafe { SHARED.load(Ordering::Acquire).as_ref() }) else {
+        return;
+    };
+    let Some(slot) = shared.slots.get(queued.value as u32 as usize) else {
+        return;
+    };
+    let claim =
+        slot.state.compare_exchange(SILENT, ANSWERING, Ordering::Relaxed, Ordering::Relaxed);
+    if claim.is_err() {
+        return;
+    }
+    // SAFETY: `context` is valid, and this thread's alone.
+    let (registers, alternate) =
+        unsafe { (&mut (*context).uc_mcontext.gregs, &(*context).uc_stack) };
+    let stack = registers[libc::REG_RSP as usize].cast_unsigned();
+    let base = alternate.ss_sp as u64;
+    // As the kernel's `sas_ss_flags`: at its very base is not on it, at its very end is.
+    let on_alternate = alternate.ss_flags & libc::SS_DISABLE == 0
+        && stack > base
+        && stack - base <= alternate.ss_size as u64;
+    slot.instruction.store(registers[libc::REG_RIP as usize].cast_unsigned(), Ordering::Relaxed);
+    slot.stack.store(stack, Ordering::Relaxed);
+    slot.alternate.store(u32::from(on_alternate), Ordering::Relaxed);
+    slot.state.store(ANSWERED, Ordering::Release);
+    shared.answered.fetch_add(1, Ordering::Release);
+    let _ = futex::wake(&shared.answered, futex::Flags::PRIVATE, 1);
+
+    while shared.release.load(Ordering::Acquire) == 0 {
+        let _ = futex::wait(&shared.release, futex::Flags::PRIVATE, 0, None);
+    }
+    let move_to = slot.move_to.load(Ordering::Relaxed);
+    if move_to != 0 {
+        registers[libc::REG_RIP as usize] = move_to.cast_signed();
+    }
+}
