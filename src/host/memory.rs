@@ -20,8 +20,10 @@
 //!   are its own copy, before the parent frees an image that they lead to; a parent that
 //!   has such children must not free.
 
+mod error;
+mod reservation;
+
 use core::ffi::c_void;
-use core::fmt;
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 
@@ -30,10 +32,13 @@ use std::vec::Vec;
 use rustix::fd::OwnedFd;
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::maps::PAGE;
-use super::near::{self, Refusal};
+use super::near;
+
+pub use error::MemoryError;
+pub use reservation::Reservation;
 
 /// What stands wherever nothing has been emitted: `int3`.
 const TRAP: u8 = 0xcc;
@@ -100,13 +105,7 @@ impl Arena {
                 }
             })
         });
-        let run = run.map_err(|refusal| {
-            unmap_write(match refusal {
-                Refusal::Maps(errno) => MemoryError::Maps { errno },
-                Refusal::Map(errno) => MemoryError::Map { errno, len },
-                Refusal::NoRoom => no_room,
-            })
-        })?;
+        let run = run.map_err(|refusal| unmap_write(MemoryError::refused(refusal, text, len)))?;
         let (Some(run), Some(write)) = (NonNull::new(run.cast()), NonNull::new(write.cast()))
         else {
             return Err(MemoryError::Map { errno: Errno::FAULT, len });
@@ -287,103 +286,6 @@ impl Allocation {
     }
 }
 
-/// Address space for a table, that becomes memory from the front as the table grows.
-///
-/// Private: a forked child has a copy. Dropping it leaves it mapped, as code may read it.
-#[derive(Debug)]
-pub struct Reservation {
-    base: NonNull<u8>,
-    reserved: usize,
-    committed: usize,
-}
-
-// SAFETY: the mapping belongs to the process; `&mut self` is needed to change it.
-unsafe impl Send for Reservation {}
-// SAFETY: `&self` gives a pointer and numbers only.
-unsafe impl Sync for Reservation {}
-
-impl Reservation {
-    /// Bytes that become memory at a time, so that growing is not a system call an entry.
-    pub const CHUNK: usize = 64 << 10;
-
-    /// Reserves `len` bytes, rounded up to pages; within reach of text where `near` names some.
-    /// Costs address space only.
-    ///
-    /// # Errors
-    /// As [`Arena::reserve`].
-    pub fn reserve(len: usize, near: Option<&Range<u64>>) -> Result<Self, MemoryError> {
-        let (start, end) = near.map_or((0, u64::MAX), |text| (text.start, text.end));
-        let no_room = MemoryError::NoRoom { near: start, end, len };
-        let len = whole_pages(len).ok_or(no_room)?;
-        let map = |address, extra| {
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | extra;
-            // SAFETY: with `MAP_FIXED_NOREPLACE` or with no address, a mapping replaces nothing.
-            unsafe { rustix::mm::mmap_anonymous(address, len, ProtFlags::empty(), flags) }
-        };
-        let base = match near {
-            None => map(null_mut(), MapFlags::empty())
-                .map_err(|errno| MemoryError::Map { errno, len })?,
-            Some(text) => near::place(text, len as u64, |address| map_new(address, len, map))
-                .map_err(|refusal| match refusal {
-                    Refusal::Maps(errno) => MemoryError::Maps { errno },
-                    Refusal::Map(errno) => MemoryError::Map { errno, len },
-                    Refusal::NoRoom => no_room,
-                })?,
-        };
-        let base = NonNull::new(base.cast());
-        let base = base.ok_or(MemoryError::Map { errno: Errno::FAULT, len })?;
-        Ok(Self { base, reserved: len, committed: 0 })
-    }
-
-    /// The first byte. It never moves.
-    #[must_use]
-    pub fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
-    }
-
-    /// Bytes from [`base`](Self::base) that can be read and written.
-    #[must_use]
-    pub fn committed(&self) -> usize {
-        self.committed
-    }
-
-    /// Makes the first `len` bytes, and as many as complete a [chunk](Self::CHUNK), readable
-    /// and writable. New bytes are zero; nothing that was there changes.
-    ///
-    /// # Errors
-    /// [`MemoryError::TableFull`] beyond what was reserved, [`MemoryError::Map`] where the
-    /// kernel has no memory.
-    pub fn commit(&mut self, len: usize) -> Result<(), MemoryError> {
-        let reserved = self.reserved;
-        if len <= self.committed {
-            return Ok(());
-        }
-        if len > reserved {
-            return Err(MemoryError::TableFull { len, reserved });
-        }
-        let until = len.checked_next_multiple_of(Self::CHUNK).unwrap_or(reserved).min(reserved);
-        let grown = until - self.committed;
-        let protection = MprotectFlags::READ | MprotectFlags::WRITE;
-        // SAFETY: the bytes are the mapping's, and inaccessible until now.
-        unsafe {
-            let from = self.base.add(self.committed).as_ptr().cast();
-            rustix::mm::mprotect(from, grown, protection)
-                .map_err(|errno| MemoryError::Map { errno, len: grown })?;
-        }
-        self.committed = until;
-        Ok(())
-    }
-
-    /// Takes the memory away.
-    ///
-    /// # Safety
-    /// Nobody reads or writes it any more.
-    pub unsafe fn unmap(self) {
-        // SAFETY: mapped by `reserve`; by the caller's promise nobody uses it.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.reserved) };
-    }
-}
-
 fn whole_pages(len: usize) -> Option<usize> {
     len.max(1).checked_next_multiple_of(PAGE as usize)
 }
@@ -416,126 +318,3 @@ fn executable_file(len: usize) -> Result<OwnedFd, Errno> {
     rustix::fs::ftruncate(&file, len as u64)?;
     Ok(file)
 }
-
-/// Why there is no memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MemoryError {
-    /// No gap of the address space within reach of the text is large enough.
-    NoRoom {
-        /// The first address of the text.
-        near: u64,
-        /// The end of the text.
-        end: u64,
-        /// Bytes wanted.
-        len: usize,
-    },
-    /// `/proc/self/maps` cannot be read.
-    Maps {
-        /// The kernel's answer.
-        errno: Errno,
-    },
-    /// No memory file can be made.
-    Create {
-        /// The kernel's answer.
-        errno: Errno,
-    },
-    /// The kernel refuses the mapping.
-    Map {
-        /// The kernel's answer.
-        errno: Errno,
-        /// Bytes wanted.
-        len: usize,
-    },
-    /// No hole of the arena is large enough.
-    Full {
-        /// Bytes wanted.
-        len: usize,
-        /// The alignment wanted.
-        align: usize,
-        /// The largest hole, before alignment.
-        largest: usize,
-    },
-    /// The alignment is not a power of two of at most 4096.
-    Align {
-        /// The alignment wanted.
-        align: usize,
-    },
-    /// The code does not fit into its allocation.
-    Outside {
-        /// Where the allocation runs.
-        run: u64,
-        /// Where in it the code should begin.
-        offset: usize,
-        /// Bytes of code.
-        len: usize,
-    },
-    /// The allocation is another arena's.
-    Foreign {
-        /// Where the allocation runs.
-        run: u64,
-    },
-    /// The table would outgrow its address space.
-    TableFull {
-        /// Bytes wanted.
-        len: usize,
-        /// Bytes reserved.
-        reserved: usize,
-    },
-    /// This process is a forked child of the one that reserved the memory.
-    Forked {
-        /// The process that reserved it.
-        owner: u32,
-    },
-}
-
-impl fmt::Display for MemoryError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoRoom { near, end, len } => write!(
-                f,
-                "no free address space of {len} bytes within 2 GiB of {near:#x}..{end:#x}: ask \
-                 for less, or for each library by itself",
-            ),
-            Self::Maps { errno } => {
-                write!(f, "/proc/self/maps cannot be read ({errno}): mount /proc")
-            }
-            Self::Create { errno } => write!(
-                f,
-                "memfd_create(2) fails ({errno}): it needs Linux 3.17, and a seccomp filter that \
-                 allows it",
-            ),
-            Self::Map { errno, len } => write!(
-                f,
-                "{len} bytes cannot be mapped ({errno}): EACCES and EPERM come from SELinux or \
-                 seccomp forbidding executable memory, ENOMEM from RLIMIT_AS or vm.max_map_count",
-            ),
-            Self::Full { len, align, largest } => write!(
-                f,
-                "no {len} bytes aligned to {align} are free (the largest hole has {largest}): \
-                 reserve another arena",
-            ),
-            Self::Align { align } => {
-                write!(f, "alignment {align}: give a power of two of at most {PAGE}")
-            }
-            Self::Outside { run, offset, len } => write!(
-                f,
-                "{len} bytes of code at offset {offset} do not fit the allocation at {run:#x}",
-            ),
-            Self::Foreign { run } => {
-                write!(f, "{run:#x} was not allocated from this arena: free it where it was")
-            }
-            Self::TableFull { len, reserved } => write!(
-                f,
-                "the table needs {len} bytes and {reserved} are reserved: reserve more at first",
-            ),
-            Self::Forked { owner } => write!(
-                f,
-                "the memory belongs to process {owner}, of which this one is a forked child: it \
-                 can run the code and not change it; reserve memory of its own",
-            ),
-        }
-    }
-}
-
-impl core::error::Error for MemoryError {}
