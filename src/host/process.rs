@@ -17,7 +17,7 @@ use super::functions::{Catalogue, Functions, KnownModule};
 use super::link::Link;
 use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program, Programs};
-use super::text::HostText;
+use super::text::{HostText, can_store_pair};
 use super::threads::{self, ThreadsError, Verdict};
 use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Lanes, Parts, Region};
@@ -26,6 +26,9 @@ use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
 
 /// Bytes of an arena, besides the thunks that its module may need.
 const ARENA: usize = 64 << 10;
+
+/// Bytes that an arena must be able to give for its module not to need another.
+const MAX_ALLOCATION: usize = 2 << 10;
 
 /// How long [`Process::synchronize`] waits for a thread that is inside.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -233,40 +236,57 @@ impl State {
     }
 
     fn refresh(&mut self) -> Result<(), OpenError> {
+        self.drop_unloaded()?;
         let known: Vec<_> =
             self.catalogue.iter().map(|known| known.module.identity.clone()).collect();
-        let mut catalogue = Catalogue::clone(&self.catalogue);
         let mut fresh = Vec::new();
         for module in discover::modules_except(&known)?.modules {
             let known = self.register(module)?;
             fresh.extend_from_slice(&known.ids);
-            catalogue.push(Arc::new(known));
-            self.catalogue = Arc::new(catalogue.clone());
+            Arc::make_mut(&mut self.catalogue).push(Arc::new(known));
         }
         // What cannot be prepared now is tried again, and reported, when it is attached to.
         let _ = self.prepare(&fresh);
         Ok(())
     }
 
-    /// Tells the engine of a module's functions, and gives them image memory.
-    fn register(&mut self, module: Module) -> Result<KnownModule, OpenError> {
-        let region = Region(0);
+    /// Forgets the text of modules that are gone, before another is loaded to its place.
+    ///
+    /// Their functions' indexes are not given to others: a thread may still be in an image
+    /// that looks them up.
+    fn drop_unloaded(&mut self) -> Result<(), OpenError> {
+        let loaded = discover::loaded()?;
+        let text = &mut self.engine.parts_mut().text;
+        let mut kept = Catalogue::with_capacity(self.catalogue.len());
+        for known in self.catalogue.iter() {
+            if loaded.contains(&known.module.identity) {
+                kept.push(Arc::clone(known));
+            } else {
+                for range in &known.module.text {
+                    text.remove(range)?;
+                }
+            }
+        }
+        self.catalogue = Arc::new(kept);
+        Ok(())
+    }
+
+    /// Tells the text and the engine of a module.
+    fn register(&mut self, mut module: Module) -> Result<KnownModule, OpenError> {
+        module.reject_unpatchable(|site| can_store_pair(site.get()));
         if module.functions.is_empty() {
-            return Ok(KnownModule { module, ids: Vec::new(), region });
+            return Ok(KnownModule { module, ids: Vec::new(), region: Region(0) });
         }
         let region = u16::try_from(self.regions.len()).map_err(|_| OpenError::TooManyModules)?;
         let region = Region(region);
         let start = module.text.iter().map(|range| range.start).min().unwrap_or(0);
         let end = module.text.iter().map(|range| range.end).max().unwrap_or(0);
-        let unpadded = |function: &&discover::Function| function.layout.slot_kind().is_none();
-        let thunks = module.functions.iter().filter(unpadded).count() * THUNK_SIZE;
+        self.regions.push(start..end);
         for range in &module.text {
             // SAFETY: the module is loaded, and its users see to it that it stays
             // (`Process::attach`).
             unsafe { self.engine.parts_mut().text.add(range.clone(), &module.name) }?;
         }
-        self.regions.push(start..end);
-        self.add_arena(region, ARENA + thunks)?;
         let mut ids = Vec::with_capacity(module.functions.len());
         for function in &module.functions {
             ids.push(self.engine.register(&FunctionSpec {
@@ -279,14 +299,26 @@ impl State {
         Ok(KnownModule { module, ids, region })
     }
 
-    fn add_arena(&mut self, region: Region, bytes: usize) -> Result<(), HostError> {
-        let text = self.regions.get(usize::from(region.0)).cloned().unwrap_or(0..0);
-        let arena = Arena::reserve(&text, bytes)?;
+    /// Reserves image memory for the module that has no more of it, one of those that these
+    /// functions are in: room for some images, and for a thunk for each function that needs one.
+    /// `false` if none lacks any.
+    fn add_arena(&mut self, functions: &[FunctionId]) -> Result<bool, HostError> {
+        let full = |known: &&Arc<KnownModule>| {
+            let ids = &known.ids;
+            let own = ids.first().zip(ids.last());
+            own.is_some_and(|(first, last)| functions.iter().any(|id| first <= id && id <= last))
+                && !self.engine.parts().images.has_room(known.region, MAX_ALLOCATION)
+        };
+        let Some(known) = self.catalogue.iter().find(full).cloned() else { return Ok(false) };
+        let unpadded = |function: &&discover::Function| function.layout.slot_kind().is_none();
+        let thunks = known.module.functions.iter().filter(unpadded).count() * THUNK_SIZE;
+        let text = self.regions.get(usize::from(known.region.0)).cloned().unwrap_or(0..0);
+        let arena = Arena::reserve(&text, ARENA + thunks)?;
         let parts = self.engine.parts_mut();
         // SAFETY: an arena is never unmapped, and its writable mapping is as long.
         unsafe { parts.text.add_written_elsewhere(arena.range(), arena.written_at()) }?;
-        parts.images.add(region, arena);
-        Ok(())
+        parts.images.add(known.region, arena);
+        Ok(true)
     }
 
     /// Makes these functions' patch sites one instruction each.
@@ -328,9 +360,13 @@ impl State {
             };
             let again = match &error {
                 attach::AttachError::Images(HostError::Memory(MemoryError::Full { .. })) => {
-                    let region = self.region_of(functions);
-                    !core::mem::replace(&mut tried.arena, true)
-                        && region.is_some_and(|region| self.add_arena(region, ARENA).is_ok())
+                    match self.add_arena(functions) {
+                        Ok(added) => added,
+                        Err(cause) => {
+                            let cause = Box::new(attach::AttachError::Images(cause));
+                            return Err(AttachError::Engine { function: None, cause });
+                        }
+                    }
                 }
                 attach::AttachError::NoLane => {
                     !core::mem::replace(&mut tried.quiesced, true) && self.quiesce().is_ok()
@@ -351,12 +387,6 @@ impl State {
                 return Err(self.explain(error, &pokes));
             }
         }
-    }
-
-    /// The region of these functions that has no image memory left.
-    fn region_of(&self, functions: &[FunctionId]) -> Option<Region> {
-        let first = functions.first()?;
-        self.catalogue.iter().find(|known| known.ids.contains(first)).map(|known| known.region)
     }
 
     /// Names the functions that an error is about.
@@ -437,7 +467,6 @@ impl State {
 /// What an operation has been tried again for.
 #[derive(Default)]
 struct Tried {
-    arena: bool,
     quiesced: bool,
     prepared: bool,
 }
