@@ -40,3 +40,8 @@ pub fn skipped(what: &str, why: &str) {
     // Not `eprintln!`: the test harness captures that, and prints it only on failure.
     let _ = writeln!(std::io::stderr(), "\n******** SKIPPED: {what}: {why} ********");
 }
+
+/// The one [`fentry::host::Process`] of a test binary.
+pub fn process() -> &'static fentry::host::Process {
+    fentry::host::Process::open().expect("this process can be hooked")
+}
