@@ -4,6 +4,7 @@
 
 pub mod compile;
 pub mod object;
+pub mod programs;
 pub mod signatures;
 
 /// A small deterministic generator (xorshift64*), so that a failure can be repeated.
