@@ -156,7 +156,8 @@ fn order(count: usize) -> Vec<usize> {
 /// `floor_body` is called from a patch site. It saves the six integer argument registers,
 /// calls an empty program, restores them and returns into the function: nothing less keeps
 /// a program in C or Rust from changing the arguments. The stack is aligned for the call:
-/// two return addresses and six registers are 64 bytes.
+/// two return addresses and six registers are 64 bytes. It calls local labels: a call of an
+/// exported symbol would go through the linkage table.
 const HEADER: &str = "\
 .text
 .macro body program
@@ -177,18 +178,20 @@ ret
 .endm
 .p2align 6
 .globl floor_body
-floor_body: body empty_program
+floor_body: body .Lempty
 .p2align 6
 .globl floor_counting_body
-floor_counting_body: body counting_program
+floor_counting_body: body .Lcounting
 .p2align 6
 .globl empty_program
 .type empty_program,@function
-empty_program: ret
+empty_program:
+.Lempty: ret
 .p2align 4
 .globl counting_program
 .type counting_program,@function
-counting_program: incq counted(%rip)
+counting_program:
+.Lcounting: incq counted(%rip)
 ret
 .local counted
 .comm counted,8,8
