@@ -119,3 +119,113 @@ impl Counts {
         }
     }
 }
+
+/// A cookie that is none of the indices, to tell two programs apart.
+const fn shifted(index: usize) -> usize {
+    FUNCTIONS - 1 - index
+}
+
+/// Every way to remove three programs one after the other.
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+fn check(compiler: Compiler, padding: &str) {
+    let set = Set::load(compiler, padding);
+    let what = format!("{} {padding}", compiler.command());
+    assert_eq!(set.functions.len(), FUNCTIONS, "{what}: functions found");
+    let before = set.object.text();
+    set.drive();
+
+    // One program, counted exactly; after detaching nothing is counted any more.
+    let counts = Counts::new();
+    let link = set.attach(counts.program(Cookies::Each(set.cookies.clone())));
+    assert_eq!(link.len(), FUNCTIONS, "{what}: functions attached to");
+    set.drive();
+    counts.assert(1, |index| index, &format!("{what}: attached"));
+    link.disable().expect("an attached link can be disabled");
+    assert!(set.object.text() != before || padding == "5", "{what}: slots stay while disabled");
+    set.drive();
+    counts.assert(1, |index| index, &format!("{what}: disabled"));
+    link.enable().expect("a disabled link can be enabled");
+    set.drive();
+    counts.assert(2, |index| index, &format!("{what}: enabled again"));
+    link.detach().expect("an attached link detaches");
+    set.drive();
+    counts.assert(2, |index| index, &format!("{what}: detached"));
+    assert!(set.object.text() == before, "{what}: text after detaching differs from before");
+
+    // Cookies by position are the positions of the selection's own iterator.
+    let counts = Counts::new();
+    let link = set.attach(counts.program(Cookies::Position));
+    set.drive();
+    let mut position_of = vec![usize::MAX; FUNCTIONS];
+    for (position, index) in set.cookies.iter().enumerate() {
+        position_of[*index as usize] = position;
+    }
+    counts.assert(1, |index| position_of[index], &format!("{what}: cookies by position"));
+    drop(link);
+    set.drive();
+    counts.assert(1, |index| position_of[index], &format!("{what}: link dropped"));
+
+    // Three programs on the same functions, removed in every order.
+    let reversed = || set.cookies.iter().map(|&index| shifted(index as usize) as u64).collect();
+    for order in ORDERS {
+        let counts = [Counts::new(), Counts::new(), Counts::new()];
+        let mut links = [
+            Some(set.attach(counts[0].program(Cookies::Each(set.cookies.clone())))),
+            Some(set.attach(counts[1].program(Cookies::Each(reversed())))),
+            Some(set.attach(counts[2].program(Cookies::Each(set.cookies.clone())))),
+        ];
+        let mut drives = [0; 3];
+        let mut drive_and_count = |links: &[Option<Link>; 3], when: &str| {
+            set.drive();
+            for program in 0..3 {
+                drives[program] += u64::from(links[program].is_some());
+                let cookie_of = |index| if program == 1 { shifted(index) } else { index };
+                let when = format!("{what}: program {program}, removal {order:?}, {when}");
+                counts[program].assert(drives[program], cookie_of, &when);
+            }
+        };
+        drive_and_count(&links, "all attached");
+        for removed in order {
+            links[removed].take().expect("removed once").detach().expect("it is attached");
+            drive_and_count(&links, &format!("{removed} removed"));
+        }
+        assert!(set.object.text() == before, "{what}: text after removal in order {order:?}");
+    }
+
+    // Switching one of two off and on again leaves the other alone.
+    let (first, second) = (Counts::new(), Counts::new());
+    let one = set.attach(first.program(Cookies::Each(set.cookies.clone())));
+    let two = set.attach(second.program(Cookies::Each(set.cookies.clone())));
+    one.disable().expect("an attached link can be disabled");
+    set.drive();
+    first.assert(0, |index| index, &format!("{what}: one of two disabled"));
+    second.assert(1, |index| index, &format!("{what}: the other still enabled"));
+    one.enable().expect("a disabled link can be enabled");
+    set.drive();
+    first.assert(1, |index| index, &format!("{what}: enabled again beside another"));
+    second.assert(2, |index| index, &format!("{what}: never disabled"));
+    drop((one, two));
+    assert!(set.object.text() == before, "{what}: text after everything was dropped");
+    set.process.synchronize().expect("no thread is inside a hooked function's entry");
+    set.drive();
+}
+
+/// One after the other: each needs all of two cores to compile.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[test]
+fn with_padding_they_are_counted_exactly() {
+    let _alone = ALONE.lock();
+    for compiler in compilers() {
+        check(compiler, "21,16");
+    }
+}
+
+#[test]
+fn without_padding_they_are_counted_exactly() {
+    let _alone = ALONE.lock();
+    for compiler in compilers() {
+        check(compiler, "5,0");
+    }
+}
