@@ -142,7 +142,6 @@ fn check(compiler: Compiler, padding: &str) {
     set.drive();
     counts.assert(1, |index| index, &format!("{what}: attached"));
     link.disable().expect("an attached link can be disabled");
-    assert!(set.object.text() != before || padding == "5", "{what}: slots stay while disabled");
     set.drive();
     counts.assert(1, |index| index, &format!("{what}: disabled"));
     link.enable().expect("a disabled link can be enabled");

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub mod compile;
+pub mod hostile;
 pub mod object;
 pub mod programs;
 pub mod signatures;
