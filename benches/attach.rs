@@ -46,7 +46,7 @@ fn main() {
     let empty = memory(hooked.object().path());
     let (open_ns, process) = timed(Process::open);
     let process = process.expect("this process can be hooked");
-    let functions = process.functions().module(&hooked.object().module());
+    let functions = process.functions().module(&hooked.object().module()).expect("a file name is a pattern");
     assert_eq!(functions.len(), FUNCTIONS, "functions found");
     // SAFETY: the program adds to a counter of its own object and touches no vector register.
     let program = || unsafe {

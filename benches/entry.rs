@@ -43,7 +43,7 @@ const COLUMNS: [(Column, &str, Padding); 6] = [
 ];
 
 fn attach(process: &'static Process, copy: &Copy, program: Program) -> Link {
-    let functions = process.functions().module(&copy.object().module());
+    let functions = process.functions().module(&copy.object().module()).expect("a file name is a pattern");
     assert_eq!(functions.len(), copy.count(), "{}", copy.object().module());
     // SAFETY: the programs below do nothing, or add to a counter.
     unsafe { process.attach(&functions, program) }.expect("the copies are all alike")
@@ -90,19 +90,20 @@ fn main() {
     let process = Process::open().expect("this process can be hooked");
     let mut links = Vec::new();
     for ((column, _, _), copy) in COLUMNS.iter().zip(&loaded) {
-        let untouched = || empty_program(copy).vectors(Vectors::Untouched);
+        // SAFETY: an empty program touches no register at all.
+        let untouched = |program: Program| unsafe { program.vectors(Vectors::Untouched) };
         if matches!(column, Column::Hook | Column::Thunk) {
             check(process, copy);
         }
         match column {
             Column::Unhooked => {}
             Column::Floor => Stores::new(copy, "floor_body", most).attach(),
-            Column::Hook | Column::Thunk => links.push(attach(process, copy, untouched())),
+            Column::Hook | Column::Thunk => links.push(attach(process, copy, untouched(empty_program(copy)))),
             Column::DefaultVectors => links.push(attach(process, copy, empty_program(copy))),
             Column::Closure => links.push(attach(
                 process,
                 copy,
-                Program::new(|_: &mut Context, _| {}).vectors(Vectors::Untouched),
+                untouched(Program::new(|_: &mut Context, _| {})),
             )),
         }
     }

@@ -70,7 +70,7 @@ impl Set {
         let object = Object::load(&path);
         let process = support::process();
         process.refresh().expect("the object was loaded a moment ago");
-        let functions = process.functions().module(&object.module());
+        let functions = process.functions().module(&object.module()).expect("a file name is a pattern");
         // SAFETY: `table` is an array of as many function addresses.
         let table = unsafe {
             std::slice::from_raw_parts(object.address("table") as *const u64, FUNCTIONS)
