@@ -46,11 +46,13 @@ fn main() {
     let empty = memory(hooked.object().path());
     let (open_ns, process) = timed(Process::open);
     let process = process.expect("this process can be hooked");
-    let functions = process.functions().module(&hooked.object().module()).expect("a file name is a pattern");
+    let functions =
+        process.functions().module(&hooked.object().module()).expect("a file name is a pattern");
     assert_eq!(functions.len(), FUNCTIONS, "functions found");
     // SAFETY: the program adds to a counter of its own object and touches no vector register.
     let program = || unsafe {
-        let count = hooked.object().function::<extern "C" fn(&mut Context, u64)>("counting_program");
+        let count =
+            hooked.object().function::<extern "C" fn(&mut Context, u64)>("counting_program");
         Program::from_fn(count).vectors(Vectors::Untouched)
     };
     // SAFETY: as said above.
@@ -88,7 +90,11 @@ fn main() {
     };
     row("three passes of bare stores", stores_cold, &stores_warm, &stores_detach);
     row("attach", cold, &warm, &warm_detach);
-    println!("opening the process, {} functions found: {:.2} ms", process.functions().len(), open_ns / 1e6);
+    println!(
+        "opening the process, {} functions found: {:.2} ms",
+        process.functions().len(),
+        open_ns / 1e6
+    );
     println!(
         "attach: functions={FUNCTIONS} cold_ns_per_function={:.1} warm_ns_per_function={:.1} \
          ratio_to_stores={:.2} bytes_per_function={:.1} text_cow_bytes_per_function={:.1} \

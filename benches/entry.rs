@@ -43,7 +43,8 @@ const COLUMNS: [(Column, &str, Padding); 6] = [
 ];
 
 fn attach(process: &'static Process, copy: &Copy, program: Program) -> Link {
-    let functions = process.functions().module(&copy.object().module()).expect("a file name is a pattern");
+    let functions =
+        process.functions().module(&copy.object().module()).expect("a file name is a pattern");
     assert_eq!(functions.len(), copy.count(), "{}", copy.object().module());
     // SAFETY: the programs below do nothing, or add to a counter.
     unsafe { process.attach(&functions, program) }.expect("the copies are all alike")
@@ -98,13 +99,13 @@ fn main() {
         match column {
             Column::Unhooked => {}
             Column::Floor => Stores::new(copy, "floor_body", most).attach(),
-            Column::Hook | Column::Thunk => links.push(attach(process, copy, untouched(empty_program(copy)))),
+            Column::Hook | Column::Thunk => {
+                links.push(attach(process, copy, untouched(empty_program(copy))))
+            }
             Column::DefaultVectors => links.push(attach(process, copy, empty_program(copy))),
-            Column::Closure => links.push(attach(
-                process,
-                copy,
-                untouched(Program::new(|_: &mut Context, _| {})),
-            )),
+            Column::Closure => {
+                links.push(attach(process, copy, untouched(Program::new(|_: &mut Context, _| {}))))
+            }
         }
     }
 

@@ -53,7 +53,8 @@ impl Loaded {
         let object = Object::load(&path);
         let process = support::process();
         process.refresh().expect("the object was loaded a moment ago");
-        let functions = process.functions().module(&object.module()).expect("a file name is a pattern");
+        let functions =
+            process.functions().module(&object.module()).expect("a file name is a pattern");
         Self { process, object, functions, what }
     }
 

@@ -65,16 +65,22 @@ impl Set {
             source: &source(),
             extension: "c",
             compiler,
-            flags: &["-O1", &format!("-fpatchable-function-entry={padding}")],
+            // Without alignment, which -O2 has and -O1 has not, a site's first two bytes may not
+            // be one store.
+            flags: &[
+                "-O1",
+                "-falign-functions=16",
+                &format!("-fpatchable-function-entry={padding}"),
+            ],
         });
         let object = Object::load(&path);
         let process = support::process();
         process.refresh().expect("the object was loaded a moment ago");
-        let functions = process.functions().module(&object.module()).expect("a file name is a pattern");
+        let functions =
+            process.functions().module(&object.module()).expect("a file name is a pattern");
         // SAFETY: `table` is an array of as many function addresses.
-        let table = unsafe {
-            std::slice::from_raw_parts(object.address("table") as *const u64, FUNCTIONS)
-        };
+        let table =
+            unsafe { std::slice::from_raw_parts(object.address("table") as *const u64, FUNCTIONS) };
         let indices: HashMap<u64, u64> = table.iter().copied().zip(0..).collect();
         let cookies = functions.iter().map(|function| indices[&function.entry().get()]).collect();
         Self { process, object, functions, cookies }
@@ -82,7 +88,8 @@ impl Set {
 
     fn attach(&self, program: Program) -> Link {
         // SAFETY: the programs of this file count, and touch nothing else.
-        unsafe { self.process.attach(&self.functions, program) }.expect("all have a patch site")
+        unsafe { self.process.attach(&self.functions, program) }
+            .unwrap_or_else(|error| panic!("{}: {error}", self.object.module()))
     }
 
     /// Calls every function; asserts that all results are right.

@@ -129,7 +129,10 @@ fn source(count: usize, padding: Padding, drivers: &[usize]) -> String {
         for index in order(driven) {
             let _ = writeln!(text, "mov %eax,%edi\nmov $1,%esi\ncall f{index}");
         }
-        let _ = writeln!(text, "dec %rbx\njnz 1b\npop %rbx\nret\n.size drive_{driven},.-drive_{driven}");
+        let _ = writeln!(
+            text,
+            "dec %rbx\njnz 1b\npop %rbx\nret\n.size drive_{driven},.-drive_{driven}"
+        );
     }
     text.push_str(".section __patchable_function_entries,\"awo\",@progbits,.text\n.p2align 3\n");
     for index in 0..count {

@@ -90,12 +90,8 @@ pub fn shared_object(build: &Build<'_>) -> PathBuf {
     }
     // Made under a name of our own and moved, so that a run that is killed, or another that
     // compiles the same at this moment, never leaves half a file under the final name.
-    let stem = format!(
-        "{}-{}-{}",
-        build.name,
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    );
+    let stem =
+        format!("{}-{}-{}", build.name, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let source = folder.join(format!("{stem}.{}", build.extension));
     let unfinished = folder.join(format!("{stem}.so"));
     fs::write(&source, build.source).expect("the target folder is writable");

@@ -82,8 +82,7 @@ pub fn fill_address_space_around(address: usize) {
             | libc::MAP_NORESERVE
             | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: no existing mapping is replaced (`MAP_FIXED_NOREPLACE`).
-        let at =
-            unsafe { libc::mmap(from as *mut _, to - from, libc::PROT_NONE, flags, -1, 0) };
+        let at = unsafe { libc::mmap(from as *mut _, to - from, libc::PROT_NONE, flags, -1, 0) };
         assert_ne!(at, libc::MAP_FAILED, "{from:#x}: {}", std::io::Error::last_os_error());
     };
     for line in maps.lines() {

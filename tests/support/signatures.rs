@@ -121,7 +121,11 @@ impl Writer {
         for part in kind.parts.chars() {
             let bits = random.next();
             parts.push(match part {
-                'f' => format!("{}.{}", (bits >> 40) as i32 - 8_000_000, ["25", "5"][bits as usize & 1]),
+                'f' => format!(
+                    "{}.{}",
+                    (bits >> 40) as i32 - 8_000_000,
+                    ["25", "5"][bits as usize & 1]
+                ),
                 _ if kind.name == "void *" => format!("(void *){bits}ul"),
                 // Small enough for every integer type, but with its sign and high bits.
                 _ => format!("{}", bits as i8),
@@ -163,12 +167,14 @@ impl Writer {
                 fixed.len() - 1
             );
             for (n, kind) in more.iter().enumerate() {
-                let _ = write!(body, " {} m{n} = __builtin_va_arg(list, {});", kind.name, kind.name);
+                let _ =
+                    write!(body, " {} m{n} = __builtin_va_arg(list, {});", kind.name, kind.name);
                 fold(&mut body, kind, &format!("m{n}"));
             }
             body.push_str(" __builtin_va_end(list);");
         }
-        let parameters = if parameters.is_empty() { "void".to_owned() } else { parameters.join(", ") };
+        let parameters =
+            if parameters.is_empty() { "void".to_owned() } else { parameters.join(", ") };
         let values: Vec<String> =
             (0..fixed.len() + more.len()).map(|n| format!("v{case}_{n}")).collect();
         let values = values.join(", ");
@@ -245,8 +251,7 @@ pub fn ordinary(seed: u64, nested: bool) -> Generated {
     let structures: Vec<&Kind> = STRUCTURES.iter().map(|(kind, _)| kind).collect();
     let integers: Vec<&Kind> = INTEGERS.iter().collect();
     let floats: Vec<&Kind> = FLOATS.iter().collect();
-    let all: Vec<&Kind> =
-        integers.iter().chain(&floats).chain(&structures).copied().collect();
+    let all: Vec<&Kind> = integers.iter().chain(&floats).chain(&structures).copied().collect();
     for count in 0..=12 {
         for choices in [&integers, &floats, &structures, &all, &all, &all] {
             let fixed: Vec<&Kind> = (0..count).map(|_| *random.pick(choices)).collect();
