@@ -86,6 +86,27 @@ impl Set {
         Self { process, object, functions, cookies }
     }
 
+    /// The object's text with every slot blanked: a slot is data in the padding, which keeps
+    /// its function's index for the next time. All that is ever executed is in here.
+    fn code(&self) -> Vec<(usize, Vec<u8>)> {
+        let mut text = self.object.text();
+        for function in self.functions.iter() {
+            let layout = &function.found().layout;
+            let (Some(kind), Some(slot)) = (layout.slot_kind(), layout.slot(function.entry()))
+            else {
+                continue;
+            };
+            let slot = slot.get() as usize;
+            let (start, bytes) = text
+                .iter_mut()
+                .find(|(start, bytes)| (*start..*start + bytes.len()).contains(&slot))
+                .expect("a slot is in its module's text");
+            let at = slot - *start;
+            bytes[at..at + usize::from(kind.size())].fill(0);
+        }
+        text
+    }
+
     fn attach(&self, program: Program) -> Link {
         // SAFETY: the programs of this file count, and touch nothing else.
         unsafe { self.process.attach(&self.functions, program) }
@@ -139,7 +160,7 @@ fn check(compiler: Compiler, padding: &str) {
     let set = Set::load(compiler, padding);
     let what = format!("{} {padding}", compiler.command());
     assert_eq!(set.functions.len(), FUNCTIONS, "{what}: functions found");
-    let before = set.object.text();
+    let before = set.code();
     set.drive();
 
     // One program, counted exactly; after detaching nothing is counted any more.
@@ -148,6 +169,7 @@ fn check(compiler: Compiler, padding: &str) {
     assert_eq!(link.len(), FUNCTIONS, "{what}: functions attached to");
     set.drive();
     counts.assert(1, |index| index, &format!("{what}: attached"));
+    assert!(set.code() != before, "{what}: attached, and no byte of code has changed");
     link.disable().expect("an attached link can be disabled");
     set.drive();
     counts.assert(1, |index| index, &format!("{what}: disabled"));
@@ -157,7 +179,7 @@ fn check(compiler: Compiler, padding: &str) {
     link.detach().expect("an attached link detaches");
     set.drive();
     counts.assert(2, |index| index, &format!("{what}: detached"));
-    assert!(set.object.text() == before, "{what}: text after detaching differs from before");
+    assert!(set.code() == before, "{what}: code after detaching differs from before");
 
     // Cookies by position are the positions of the selection's own iterator.
     let counts = Counts::new();
@@ -196,7 +218,7 @@ fn check(compiler: Compiler, padding: &str) {
             links[removed].take().expect("removed once").detach().expect("it is attached");
             drive_and_count(&links, &format!("{removed} removed"));
         }
-        assert!(set.object.text() == before, "{what}: text after removal in order {order:?}");
+        assert!(set.code() == before, "{what}: code after removal in order {order:?}");
     }
 
     // Switching one of two off and on again leaves the other alone.
@@ -212,7 +234,7 @@ fn check(compiler: Compiler, padding: &str) {
     first.assert(1, |index| index, &format!("{what}: enabled again beside another"));
     second.assert(2, |index| index, &format!("{what}: never disabled"));
     drop((one, two));
-    assert!(set.object.text() == before, "{what}: text after everything was dropped");
+    assert!(set.code() == before, "{what}: code after everything was dropped");
     set.process.synchronize().expect("no thread is inside a hooked function's entry");
     set.drive();
 }

@@ -70,7 +70,8 @@ pub fn forbid_system_call(number: libc::c_long) {
 /// Reserves, without access, every free page within 2 GiB (and a little more) of `address`.
 pub fn fill_address_space_around(address: usize) {
     const REACH: usize = (2 << 30) + (64 << 20);
-    let (low, high) = (address - REACH, address + REACH);
+    let page = address & !4095;
+    let (low, high) = (page - REACH, page + REACH);
     let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
     let mut free_from = low;
     let fill = |from: usize, to: usize| {
