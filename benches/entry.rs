@@ -121,7 +121,7 @@ fn main() {
                 let driver = copy.driver(functions);
                 Box::new(move || {
                     // SAFETY: a driver of a copy whose hooks and floor keep every argument.
-                    std::hint::black_box(unsafe { driver(calls) });
+                    core::hint::black_box(unsafe { driver(calls) });
                 }) as Work<'_>
             })
             .collect();

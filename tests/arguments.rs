@@ -196,7 +196,7 @@ fn a_program_sees_the_call() {
         for values in [&values, &small] {
             call(values.as_ptr());
             assert_eq!(
-                std::mem::take(&mut *seen.lock().unwrap()),
+                core::mem::take(&mut *seen.lock().unwrap()),
                 [Seen {
                     arguments: values.iter().map(|&value| value as u64).collect(),
                     function: loaded.object.address("eight") as u64,

@@ -3,95 +3,22 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use core::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fentry::attach::{AttachError as EngineError, MAX_PROGRAMS};
-use fentry::emit::Context;
 use fentry::host::discover::Reason;
-use fentry::host::{
-    AttachError, Cookies, FindError, Functions, HostError, Link, OpenError, Process, Program,
-    Stopped,
-};
+use fentry::host::{AttachError, Cookies, FindError, Stopped};
 use fentry::patch::Conflict;
-use support::compile::{Build, Compiler, shared_object};
-use support::hostile::{fill_address_space_around, forbid_system_call, in_child, overwrite};
-use support::object::Object;
-
-const PADDED: &[&str] = &["-O2", "-fpatchable-function-entry=21,16"];
+use support::four::{
+    PADDED, assert_says, attach, build, call_numbered, counter, find, load_four, numbered,
+};
+use support::hostile::overwrite;
 
 /// One test at a time: they write text by hand.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `long NAME(long a) { return a + NUMBER; }` for names `a` to `d`, each after `prefix`, and
-/// numbers from 1.
-fn four(prefix: &str) -> String {
-    "abcd"
-        .chars()
-        .zip(1..)
-        .map(|(letter, number)| {
-            format!("long {prefix}_{letter}(long a) {{ return a + {number}; }}\n")
-        })
-        .collect()
-}
-
-fn build(name: &str, source: &str, extension: &str, flags: &[&str]) -> Object {
-    let compiler = Compiler::Gcc;
-    Object::load(&shared_object(&Build { name, source, extension, compiler, flags }))
-}
-
-/// The functions of `object`, found now.
-fn find(object: &Object) -> (&'static Process, Functions) {
-    let process = support::process();
-    process.refresh().expect("the object was loaded a moment ago");
-    (process, process.functions().module(&object.module()).expect("a file name is a pattern"))
-}
-
-/// Loads `four(name)`; all four functions are found.
-fn load_four(name: &str) -> (Object, &'static Process, Functions) {
-    let object = build(name, &four(name), "c", PADDED);
-    let (process, functions) = find(&object);
-    assert_eq!(functions.len(), 4, "functions of {name}");
-    (object, process, functions)
-}
-
-/// A count of calls and the program that counts them.
-fn counter() -> (Arc<AtomicU64>, Program) {
-    let count = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&count);
-    let program = Program::new(move |_: &mut Context, _| {
-        counted.fetch_add(1, Ordering::Relaxed);
-    });
-    (count, program)
-}
-
-fn attach(
-    process: &'static Process,
-    functions: &Functions,
-    program: Program,
-) -> Result<Link, AttachError> {
-    // SAFETY: the programs of this file add to counters.
-    unsafe { process.attach(functions, program) }
-}
-
-/// Calls the four functions and asserts their results.
-fn call_four(object: &Object, prefix: &str) {
-    for (letter, number) in "abcd".chars().zip(1..) {
-        let name = format!("{prefix}_{letter}");
-        // SAFETY: a function of this type.
-        let function: extern "C" fn(i64) -> i64 = unsafe { object.function(&name) };
-        assert_eq!(function(40), 40 + number, "{name}");
-    }
-}
-
-fn assert_says(error: &impl std::fmt::Display, words: &[&str]) {
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "the message does not say `{word}`:\n{text}");
-    }
 }
 
 #[test]
@@ -148,17 +75,17 @@ fn nothing_to_attach_to_is_an_error() {
 #[test]
 fn a_site_that_was_taken_before_discovery_is_left_out() {
     let _alone = alone();
-    let object = build("taken", &four("taken"), "c", PADDED);
-    let site = object.address("taken_b");
-    // SAFETY: nobody runs `taken_b`.
+    let object = build("taken", &numbered("taken", 4), "c", PADDED);
+    let site = object.address("taken_1");
+    // SAFETY: nobody runs `taken_1`.
     unsafe { overwrite(site, &[0xe9, 1, 2, 3, 4]) };
     let (process, functions) = find(&object);
     let names: Vec<_> = functions.iter().map(|function| function.name()).collect();
-    assert_eq!(names, ["taken_a", "taken_c", "taken_d"]);
-    let error = process.find("taken_b").unwrap_err();
+    assert_eq!(names, ["taken_0", "taken_2", "taken_3"]);
+    let error = process.find("taken_1").unwrap_err();
     let FindError::Rejected { reason, .. } = &error else { panic!("{error:?}") };
     assert_eq!(*reason, Reason::ForeignBytes { found: [0xe9, 1, 2, 3, 4] });
-    assert_says(&error, &["taken_b", "e9", "tracer"]);
+    assert_says(&error, &["taken_1", "e9", "tracer"]);
 }
 
 /// Others' bytes at one or two of four sites: nothing is attached anywhere, all who stopped
@@ -167,7 +94,7 @@ fn a_site_that_was_taken_before_discovery_is_left_out() {
 fn a_site_that_was_taken_since_stops_the_whole_batch() {
     let _alone = alone();
     let (object, process, functions) = load_four("since");
-    let (b, d) = (object.address("since_b"), object.address("since_d"));
+    let (b, d) = (object.address("since_1"), object.address("since_3"));
     // SAFETY: five readable bytes of text each.
     let [old_b, old_d] = [b, d].map(|site| unsafe { *(site as *const [u8; 5]) });
     // SAFETY: nobody runs these functions.
@@ -192,20 +119,20 @@ fn a_site_that_was_taken_since_stops_the_whole_batch() {
     let breakpoint = [0xcc, old_d[1], old_d[2], old_d[3], old_d[4]];
     assert_eq!(
         found,
-        [("since_b", b, old_b, [0xe9, 9, 8, 7, 6]), ("since_d", d, old_d, breakpoint)]
+        [("since_1", b, old_b, [0xe9, 9, 8, 7, 6]), ("since_3", d, old_d, breakpoint)]
     );
-    assert_says(&error, &["since_b", "since_d", &object.module()]);
+    assert_says(&error, &["since_1", "since_3", &object.module()]);
 
     // SAFETY: nobody runs these functions.
     unsafe {
         overwrite(b, &old_b);
         overwrite(d, &old_d);
     }
-    call_four(&object, "since");
+    call_numbered(&object, "since", 4);
     assert_eq!(count.load(Ordering::Relaxed), 0, "a refused program ran");
     let (count, program) = counter();
     let link = attach(process, &functions, program).expect("the sites are free again");
-    call_four(&object, "since");
+    call_numbered(&object, "since", 4);
     assert_eq!(count.load(Ordering::Relaxed), 4);
     link.detach().expect("an attached link detaches");
 }
@@ -214,11 +141,11 @@ fn a_site_that_was_taken_since_stops_the_whole_batch() {
 fn a_slot_that_was_taken_stops_the_batch() {
     let _alone = alone();
     let (object, process, functions) = load_four("slot");
-    let slot = functions.named("slot_c").iter().next().map(|function| {
+    let slot = functions.named("slot_2").iter().next().map(|function| {
         let slot = function.found().layout.slot(function.entry());
         slot.expect("sixteen bytes of padding have a slot").get() as usize
     });
-    let slot = slot.expect("slot_c was found");
+    let slot = slot.expect("slot_2 was found");
     // SAFETY: padding is not executed.
     unsafe { overwrite(slot, &[0xe9, 1, 2, 3, 4]) };
     let before = object.text();
@@ -227,26 +154,26 @@ fn a_slot_that_was_taken_stops_the_batch() {
     let AttachError::Engine { function: Some(function), cause } = &error else {
         panic!("{error:?}")
     };
-    assert!(function.starts_with("slot_c "), "{function}");
+    assert!(function.starts_with("slot_2 "), "{function}");
     assert!(
         matches!(**cause, EngineError::SlotTaken { found, .. } if found[..5] == [0xe9, 1, 2, 3, 4]),
         "{cause:?}"
     );
-    assert_says(&error, &["slot_c", "another tool"]);
+    assert_says(&error, &["slot_2", "another tool"]);
 }
 
 #[test]
 fn a_site_that_changed_under_a_link_keeps_the_link() {
     let _alone = alone();
     let (object, process, functions) = load_four("under");
-    let before = object.address("under_a");
+    let before = object.address("under_0");
     let (count, program) = counter();
     let link = attach(process, &functions, program).expect("all have patch sites");
-    let site = object.address("under_c");
+    let site = object.address("under_2");
     // SAFETY: five readable bytes of text.
     let ours = unsafe { *(site as *const [u8; 5]) };
     assert_eq!(ours[0], 0xe8, "an attached site calls");
-    // SAFETY: nobody runs `under_c`.
+    // SAFETY: nobody runs `under_2`.
     unsafe { overwrite(site, &[0xcc]) };
     let attached = object.text();
 
@@ -254,26 +181,26 @@ fn a_site_that_changed_under_a_link_keeps_the_link() {
     assert!(object.text() == attached, "a refused detach has written text");
     let AttachError::Stopped(stopped) = &error.cause else { panic!("{error:?}") };
     assert_eq!(stopped.len(), 1, "{error}");
-    assert!(stopped[0].function.starts_with("under_c "), "{error}");
+    assert!(stopped[0].function.starts_with("under_2 "), "{error}");
     assert!(
         matches!(stopped[0].conflict, Conflict::Changed { expected, found, .. }
             if expected == ours && found[0] == 0xcc),
         "{error:?}"
     );
-    assert_says(&error, &["still attached", "under_c"]);
-    // SAFETY: `under_a` is a function of this type.
-    let call: extern "C" fn(i64) -> i64 = unsafe { std::mem::transmute(before) };
-    assert_eq!(call(1), 2);
+    assert_says(&error, &["still attached", "under_2"]);
+    // SAFETY: `under_0` is a function of this type.
+    let call: extern "C" fn(i64) -> i64 = unsafe { core::mem::transmute(before) };
+    assert_eq!(call(1), 1);
     assert_eq!(count.load(Ordering::Relaxed), 1, "the other functions are still attached");
     let error_of_switch = error.link.disable().unwrap_err();
     assert!(matches!(error_of_switch, AttachError::Stopped(_)), "{error_of_switch:?}");
 
-    // SAFETY: nobody runs `under_c`.
+    // SAFETY: nobody runs `under_2`.
     unsafe { overwrite(site, &ours) };
-    call_four(&object, "under");
+    call_numbered(&object, "under", 4);
     assert_eq!(count.load(Ordering::Relaxed), 5);
     error.link.detach().expect("the site is ours again");
-    call_four(&object, "under");
+    call_numbered(&object, "under", 4);
     assert_eq!(count.load(Ordering::Relaxed), 5);
 }
 
@@ -286,7 +213,7 @@ fn attaching_twice_runs_both_up_to_a_limit_that_is_an_error() {
     for _ in 0..MAX_PROGRAMS {
         links.push(attach(process, &functions, program.clone()).expect("below the limit"));
     }
-    call_four(&object, "twice");
+    call_numbered(&object, "twice", 4);
     assert_eq!(count.swap(0, Ordering::Relaxed), 4 * MAX_PROGRAMS as u64);
     let before = object.text();
     let error = attach(process, &functions, program.clone()).unwrap_err();
@@ -299,10 +226,10 @@ fn attaching_twice_runs_both_up_to_a_limit_that_is_an_error() {
     assert_says(&error, &["16 programs", "detach"]);
     links.swap_remove(3).detach().expect("an attached link detaches");
     links.push(attach(process, &functions, program).expect("there is room again"));
-    call_four(&object, "twice");
+    call_numbered(&object, "twice", 4);
     assert_eq!(count.swap(0, Ordering::Relaxed), 4 * MAX_PROGRAMS as u64);
     drop(links);
-    call_four(&object, "twice");
+    call_numbered(&object, "twice", 4);
     assert_eq!(count.load(Ordering::Relaxed), 0);
 }
 
@@ -327,15 +254,15 @@ fn switching_twice_changes_nothing_and_a_leaked_link_stays() {
     let link = attach(process, &functions, program).expect("all have patch sites");
     link.disable().expect("on");
     link.disable().expect("off already");
-    call_four(&object, "leaked");
+    call_numbered(&object, "leaked", 4);
     assert_eq!(count.load(Ordering::Relaxed), 0);
     link.enable().expect("off");
     link.enable().expect("on already");
-    call_four(&object, "leaked");
+    call_numbered(&object, "leaked", 4);
     assert_eq!(count.load(Ordering::Relaxed), 4, "enabled twice, the program runs once");
     link.leak();
-    process.synchronize().expect("nobody is inside");
-    call_four(&object, "leaked");
+    support::settle(process);
+    call_numbered(&object, "leaked", 4);
     assert_eq!(count.load(Ordering::Relaxed), 8);
 }
 
@@ -396,64 +323,4 @@ fn the_librarys_own_functions_are_refused() {
         .expect("a crate whose name begins alike is another")
         .detach()
         .expect("an attached link detaches");
-}
-
-#[test]
-fn without_membarrier_a_process_is_not_opened() {
-    in_child("without_membarrier_a_process_is_not_opened", || {
-        forbid_system_call(libc::SYS_membarrier);
-        let error = Process::open().unwrap_err();
-        assert!(matches!(&error, OpenError::Host(HostError::Cores(_))), "{error:?}");
-        assert_says(&error, &["membarrier"]);
-    });
-}
-
-/// Emitted code must be within reach of the text that uses it; here nothing is free there.
-#[test]
-fn without_room_in_reach_a_module_is_not_known() {
-    in_child("without_room_in_reach_a_module_is_not_known", || {
-        let process = support::process();
-        let object = build("noroom", &four("noroom"), "c", PADDED);
-        fill_address_space_around(object.address("noroom_a"));
-        let error = process.refresh().unwrap_err();
-        assert!(matches!(&error, OpenError::Host(HostError::Memory(_))), "{error:?}");
-        assert_says(&error, &["GiB"]);
-        assert!(process.functions().named("noroom_a").is_empty());
-        call_four(&object, "noroom");
-    });
-}
-
-/// More images than the memory that is set aside for a module at first, for two modules at
-/// once: each gets more.
-#[test]
-fn every_module_of_a_batch_gets_image_memory() {
-    const MANY: usize = 600;
-    let _alone = alone();
-    let source = |prefix: &str| -> String {
-        (0..MANY).map(|n| format!("long {prefix}_{n}(long a) {{ return a + {n}; }}\n")).collect()
-    };
-    let objects = ["first", "second"].map(|name| build(name, &source(name), "c", PADDED));
-    let (process, _) = find(&objects[1]);
-    let mut links = Vec::new();
-    let (count, program) = counter();
-    for n in 0..MANY {
-        let both = process
-            .functions()
-            .filter(|found| [format!("first_{n}"), format!("second_{n}")].contains(&found.name()));
-        assert_eq!(both.len(), 2);
-        // Each program is another, so each pair of functions has images of its own.
-        let (_, other) = counter();
-        // SAFETY: the programs add to counters.
-        let link = unsafe { process.attach(&both, [program.clone(), other]) };
-        links.push(link.unwrap_or_else(|error| panic!("pair {n} of {MANY}: {error}")));
-    }
-    for (object, prefix) in objects.iter().zip(["first", "second"]) {
-        for n in 0..MANY {
-            // SAFETY: a function of this type.
-            let call: extern "C" fn(i64) -> i64 =
-                unsafe { object.function(&format!("{prefix}_{n}")) };
-            assert_eq!(call(5), 5 + n as i64);
-        }
-    }
-    assert_eq!(count.load(Ordering::Relaxed), 2 * MANY as u64);
 }

@@ -2,9 +2,9 @@
 
 mod support;
 
+use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::HashMap;
-use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fentry::emit::Context;
@@ -79,8 +79,9 @@ impl Set {
         let functions =
             process.functions().module(&object.module()).expect("a file name is a pattern");
         // SAFETY: `table` is an array of as many function addresses.
-        let table =
-            unsafe { std::slice::from_raw_parts(object.address("table") as *const u64, FUNCTIONS) };
+        let table = unsafe {
+            core::slice::from_raw_parts(object.address("table") as *const u64, FUNCTIONS)
+        };
         let indices: HashMap<u64, u64> = table.iter().copied().zip(0..).collect();
         let cookies = functions.iter().map(|function| indices[&function.entry().get()]).collect();
         Self { process, object, functions, cookies }
@@ -235,7 +236,7 @@ fn check(compiler: Compiler, padding: &str) {
     second.assert(2, |index| index, &format!("{what}: never disabled"));
     drop((one, two));
     assert!(set.code() == before, "{what}: code after everything was dropped");
-    set.process.synchronize().expect("no thread is inside a hooked function's entry");
+    support::settle(set.process);
     set.drive();
 }
 

@@ -1,7 +1,7 @@
 //! The functions that are measured, as assembly: what a compiler makes of
 //! `int fN(int a, int b) { return a + b + 1000 + N; }`, in any number, in a second.
 
-use std::fmt::Write;
+use core::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::common::Random;

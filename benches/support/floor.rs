@@ -1,7 +1,7 @@
 //! The bare stores: what attaching costs when somebody who knows every address beforehand
 //! writes it by hand. Nothing is checked, recorded or undone on failure.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use super::assembly::{Copy, SITE_LEN};
 

@@ -1,12 +1,12 @@
 //! Compiles generated C and assembly into shared objects when a test runs.
 
+use core::hash::{Hash, Hasher};
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A C compiler that is on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ pub unsafe fn overwrite(address: usize, bytes: &[u8]) {
     };
     protect(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
     // SAFETY: made writable above; the caller promises that nothing executes them.
-    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
     protect(libc::PROT_READ | libc::PROT_EXEC);
 }
 

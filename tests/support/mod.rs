@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub mod compile;
+pub mod four;
 pub mod hostile;
 pub mod object;
 pub mod programs;
@@ -46,4 +47,13 @@ pub fn skipped(what: &str, why: &str) {
 /// The one [`fentry::host::Process`] of a test binary.
 pub fn process() -> &'static fentry::host::Process {
     fentry::host::Process::open().expect("this process can be hooked")
+}
+
+/// Lets everything retire that can. A stale word on the stack that looks like a return address
+/// into an image may keep it, which is no failure: what is retired stays as it is.
+pub fn settle(process: &fentry::host::Process) {
+    match process.synchronize() {
+        Ok(()) | Err(fentry::host::SynchronizeError::Inside { .. }) => {}
+        Err(error) => panic!("threads cannot be looked at: {error}"),
+    }
 }

@@ -1,7 +1,8 @@
 //! A shared object that a test loads, seen through `dlopen`, `dlsym` and the kernel's
 //! `/proc/self/maps`: what the library finds is checked against this, not against itself.
 
-use std::ffi::{CStr, CString, c_void};
+use core::ffi::{CStr, c_void};
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -58,7 +59,7 @@ impl Object {
         assert_eq!(size_of::<F>(), size_of::<usize>(), "not a function pointer type");
         let address = self.address(name);
         // SAFETY: of the same size by the assertion, and the caller promises the type.
-        unsafe { std::mem::transmute_copy(&address) }
+        unsafe { core::mem::transmute_copy(&address) }
     }
 
     /// The bytes of its executable mappings as they are now, with their addresses.
@@ -68,7 +69,7 @@ impl Object {
             .map(|(start, end)| {
                 // SAFETY: the range is mapped and readable (`r` in maps, checked there) and
                 // the object is never unloaded. Nobody writes it while a test compares it.
-                let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
+                let bytes = unsafe { core::slice::from_raw_parts(start as *const u8, end - start) };
                 (start, bytes.to_vec())
             })
             .collect()
@@ -100,7 +101,7 @@ pub fn executable_ranges(path: &Path) -> Vec<(usize, usize)> {
 
 /// The symbol that contains `address`, asked of the dynamic linker.
 pub fn symbol_at(address: usize) -> Option<String> {
-    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    let mut info = core::mem::MaybeUninit::<libc::Dl_info>::zeroed();
     // SAFETY: `dladdr` only compares the address; `info` has room for its answer.
     if unsafe { libc::dladdr(address as *const c_void, info.as_mut_ptr()) } == 0 {
         return None;

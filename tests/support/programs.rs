@@ -1,8 +1,8 @@
 //! Programs in assembly, which do exactly what they say: a compiler would save registers
 //! that it is not asked to, or leave alone those it has no use for.
 
-use std::arch::global_asm;
-use std::sync::atomic::{AtomicU64, Ordering};
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use fentry::emit::Context;
 

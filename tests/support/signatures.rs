@@ -6,7 +6,7 @@
 //! either, that passes the same known values. The body folds every argument into a checksum
 //! in order, so that an argument that is lost, changed or swapped changes the result.
 
-use std::fmt::Write;
+use core::fmt::Write;
 
 use super::Random;
 
