@@ -119,8 +119,10 @@ impl Process {
     ) -> Result<Link, AttachError> {
         let programs = programs.into_programs();
         let ids = functions.ids();
+        if let Some(function) = functions.first_own() {
+            return Err(AttachError::OwnFunction { function: function.to_string() });
+        }
         let mut state = self.lock();
-        state.refuse_own(functions)?;
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
         let lanes = state.operate(&ids, |engine, pokes| {
             // SAFETY: programs have the right signature (`Program` makes no others) and say
@@ -164,7 +166,7 @@ impl Process {
     /// then drops the closures and frees the code that nothing leads to any more.
     ///
     /// Every other thread is stopped for a moment and looked at, with a signal that nothing
-    /// else uses; [`threads`] says what that means for them. Call it when detached closures
+    /// else uses; [`threads`](super::threads) says what that means for them. Call it when detached closures
     /// hold on to something, or before unloading a library that programs are in. It also runs
     /// by itself when an attachment needs room that only retiring can give.
     ///

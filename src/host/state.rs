@@ -100,7 +100,7 @@ impl State {
     fn register(&mut self, mut module: Module) -> Result<KnownModule, OpenError> {
         module.reject_unpatchable(|site| can_store_pair(site.get()));
         if module.functions.is_empty() {
-            return Ok(KnownModule { module, ids: Vec::new(), region: Region(0) });
+            return Ok(KnownModule { module, ids: Vec::new(), region: Region(0), own: Vec::new() });
         }
         let region = u16::try_from(self.regions.len()).map_err(|_| OpenError::TooManyModules)?;
         let region = Region(region);
@@ -121,7 +121,8 @@ impl State {
                 region,
             })?);
         }
-        Ok(KnownModule { module, ids, region })
+        let own = own_functions(&module);
+        Ok(KnownModule { module, ids, region, own })
     }
 
     /// Reserves image memory for the module that has no more of it, one of those that these
@@ -152,18 +153,6 @@ impl State {
         // SAFETY: the functions are as they were found, and their modules are loaded; `settle`
         // looks at every thread.
         unsafe { self.engine.prepare(functions, &mut pokes, settle) }
-    }
-
-    /// Refuses functions that run whenever a program does.
-    pub fn refuse_own(&self, functions: &Functions) -> Result<(), AttachError> {
-        let own = |function: &Function<'_>| {
-            let mangled = function.full_name().mangled();
-            mangled.is_some_and(|mangled| mangled.contains("6fentry")) && is_own(&function.name())
-        };
-        match functions.iter().find(own) {
-            Some(function) => Err(AttachError::OwnFunction { function: function.to_string() }),
-            None => Ok(()),
-        }
     }
 
     /// Runs one of the engine's operations, making room for it and preparing sites if that is
@@ -296,9 +285,16 @@ struct Tried {
     prepared: bool,
 }
 
-/// Whether a demangled name is one of this library's.
-fn is_own(name: &str) -> bool {
-    name.starts_with("fentry::") || name.starts_with("<fentry::")
+/// Positions of this library's own functions: they run whenever a program does.
+fn own_functions(module: &Module) -> Vec<u32> {
+    let is_own = |function: &discover::Function| {
+        let name = module.name_of(function);
+        // Most names need not be demangled to see that they are not.
+        name.mangled().is_some_and(|mangled| mangled.contains("6fentry"))
+            && ["fentry::", "<fentry::"].iter().any(|own| name.to_string().starts_with(own))
+    };
+    let numbered = (0..).zip(&module.functions);
+    numbered.filter(|(_, function)| is_own(function)).map(|(position, _)| position).collect()
 }
 
 /// Sees to it that no thread is between two of the nops that stood at these sites, by moving

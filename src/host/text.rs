@@ -50,6 +50,8 @@ pub struct HostText {
     /// For each segment, the pages opened; empty where none.
     windows: Vec<Range<u64>>,
     open: bool,
+    /// Whether a site of the open batch is written elsewhere than where it runs.
+    elsewhere: bool,
     /// The segment that the last address was in: batches come sorted.
     last: AtomicUsize,
 }
@@ -74,7 +76,7 @@ impl HostText {
             }
         }
         let windows = std::vec![0..0; segments.len()];
-        Ok(Self { segments, windows, open: false, last: AtomicUsize::new(0) })
+        Ok(Self { segments, windows, open: false, elsewhere: false, last: AtomicUsize::new(0) })
     }
 
     /// Adds a segment of text that is mapped `R|X`.
@@ -139,6 +141,9 @@ impl HostText {
     /// Where the byte at `address` is written.
     #[inline]
     fn written(&self, address: u64) -> *mut u8 {
+        if !self.elsewhere {
+            return with_exposed_provenance_mut(address as usize);
+        }
         // A store is only asked for inside what was opened, so the segment is known; were it
         // not, the address itself would be right for all text but emitted code.
         let distance = self.find(address, 1).ok().and_then(|found| self.segments.get(found));
@@ -201,6 +206,7 @@ impl HostText {
     /// Works out the pages to open in each segment.
     fn plan(&mut self, pokes: &[Poke]) -> Result<(), TextError> {
         self.windows.fill(0..0);
+        self.elsewhere = false;
         for poke in pokes {
             let site = poke.site.get();
             let index = self.find(site, SITE_LEN as u64)?;
@@ -215,6 +221,7 @@ impl HostText {
         }
         for (window, segment) in self.windows.iter_mut().zip(&self.segments) {
             if segment.written_at != 0 {
+                self.elsewhere |= !window.is_empty();
                 *window = 0..0;
             } else if !window.is_empty() {
                 let start = window.start.max(segment.range.start) / PAGE * PAGE;
