@@ -3,11 +3,12 @@
 //! SQLite is built from source with room at each function's entry (`.cargo/config.toml`);
 //! nothing else about it is prepared, and it is not told. [`trace`] below is the whole
 //! use of the library; the other files are the work to be traced (`workload`, `shop`,
-//! `questions`, `model`) and what is done with the numbers (`counters`, `text`, `report`).
+//! `questions`, `model`) and what is done with the numbers (`counters`, `phase`, `text`, `report`).
 
 mod counters;
 mod model;
 mod options;
+mod phase;
 mod questions;
 mod random;
 mod report;
@@ -17,18 +18,20 @@ mod workload;
 
 use core::error::Error;
 use core::time::Duration;
-use std::io::{IsTerminal, Write, stderr};
+use std::collections::HashSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
 
 use fentry::emit::Context;
-use fentry::host::{Cookies, Process, Program};
+use fentry::host::{Cookies, Functions, Process, Program};
+use fentry::metadata::SlotState;
 
 use counters::{Counters, claim_shard};
 use options::{HELP, Options};
-use report::{Report, thousands};
+use phase::Phase;
+use report::Report;
 use text::Text;
 use workload::Workload;
 
@@ -67,7 +70,7 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     let process = Process::open()?;
     let mut functions = process.functions();
     if let Some(glob) = &options.filter {
-        functions = functions.glob(glob);
+        functions = functions.glob(glob)?;
     }
     if functions.is_empty() {
         return Err("no function to attach to. Is --filter right? Was SQLite compiled with \
@@ -77,10 +80,11 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     let text = Text::copy()?;
 
     let workload = Workload::start(options.threads, SEED, claim_shard)?;
-    let before = measure("before", &workload, options.phase);
+    let counters = Arc::new(Counters::new(functions.len(), options.threads));
+    let watch = |phase| Phase::watch(phase, options.phase, &workload, &counters);
+    let before = watch("before");
 
     // On: one batch, while the threads run.
-    let counters = Arc::new(Counters::new(functions.len(), options.threads));
     let counting = Arc::clone(&counters);
     let program = Program::new(move |_: &mut Context, position| counting.count(position))
         .cookies(Cookies::Position);
@@ -91,7 +95,7 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     let attach = started.elapsed();
     let attached = link.len();
 
-    let during = measure("during", &workload, options.phase);
+    let during = watch("during");
 
     // Off and on again, without detaching.
     let started = Instant::now();
@@ -112,7 +116,7 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     process.synchronize()?;
     let synchronize = started.elapsed();
 
-    let after = measure("after", &workload, options.phase);
+    let after = watch("after");
     let wrong = workload.finish();
 
     let names = functions.iter().map(|function| function.name());
@@ -127,36 +131,16 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
         threads: options.threads,
         calls_while_off,
         calls: names.zip(counters.by_function()).collect(),
-        speeds: [before, during, after],
+        phases: [before, during, after],
         wrong,
         text_bytes: text.len(),
-        text_differences: text.differences()?,
+        text_differences: text.differences(&slots(&functions))?,
     })
 }
 
-/// Watches the workload for a while: how many queries a second it runs.
-fn measure(phase: &str, workload: &Workload, duration: Duration) -> f64 {
-    let started = Instant::now();
-    let queries_then = workload.queries();
-    let live = stderr().is_terminal();
-    loop {
-        let left = duration.saturating_sub(started.elapsed());
-        sleep(left.min(Duration::from_millis(100)));
-        let queries = workload.queries() - queries_then;
-        let seconds = started.elapsed().as_secs_f64();
-        let done = started.elapsed() >= duration;
-        if live || done {
-            let line_end = if done { "\n" } else { "" };
-            let start = if live { "\r" } else { "" };
-            eprint!(
-                "{start}{phase:7} {:>9} queries in {seconds:4.1} s{line_end}",
-                thousands(queries)
-            );
-            // Progress that cannot be shown is no reason to stop.
-            let _ = stderr().flush();
-        }
-        if done {
-            return queries as f64 / seconds;
-        }
-    }
+/// The bytes in which each function's index stays when it is detached. They are padding:
+/// nothing executes them.
+fn slots(functions: &Functions) -> HashSet<u64> {
+    let slots = functions.iter().filter_map(|f| f.found().layout.slot(f.entry()));
+    slots.flat_map(|slot| (slot.get()..).take(SlotState::MAX_SIZE)).collect()
 }

@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use crate::phase::Phase;
+
 /// How many functions the list of the hottest shows.
 const HOTTEST: usize = 15;
 /// The longest bar, in characters.
@@ -24,8 +26,8 @@ pub struct Report {
     pub calls_while_off: u64,
     /// Names and calls, in any order.
     pub calls: Vec<(String, u64)>,
-    /// Statements per second before, during and after.
-    pub speeds: [f64; 3],
+    /// Before, during and after.
+    pub phases: [Phase; 3],
     pub wrong: u64,
     /// Bytes of machine code compared, and the addresses of those that differ.
     pub text_bytes: usize,
@@ -75,15 +77,7 @@ impl Report {
         self.calls.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
         self.print_hottest();
 
-        println!("\nspeed of the workload");
-        let [before, ..] = self.speeds;
-        for (phase, speed) in ["before", "during", "after"].into_iter().zip(self.speeds) {
-            println!(
-                "  {phase:6} {:>9} queries a second, {:5.2} x",
-                thousands(speed as u64),
-                speed / before
-            );
-        }
+        self.print_speeds();
         self.print_checks();
         println!(
             "trace: functions={} attached={} events={events} wrong={} attach_ns_per_function={attach_each} detach_ns_per_function={detach_each}",
@@ -101,12 +95,34 @@ impl Report {
         }
     }
 
+    fn print_speeds(&self) {
+        let [before, during, _] = &self.phases;
+        println!("\nthe workload");
+        for phase in &self.phases {
+            println!(
+                "  {:6} {:>9} queries a second {:5.2} x, {:>6.1} µs of processor time each {:5.2} x",
+                phase.name,
+                thousands(phase.speed() as u64),
+                phase.speed() / before.speed(),
+                phase.cost() / 1e3,
+                phase.cost() / before.cost(),
+            );
+        }
+        let calls_each = during.calls as f64 / during.queries.max(1) as f64;
+        println!(
+            "  {calls_each:.0} counted calls in a query, {:.1} ns of processor time for each",
+            (during.cost() - before.cost()) / calls_each.max(1.0),
+        );
+    }
+
     fn print_checks(&self) {
         println!("\nwrong       {} answers", thousands(self.wrong));
         let bytes = thousands(self.text_bytes as u64);
         match self.text_differences.first() {
             None => {
-                println!("text        {bytes} bytes of machine code, all as before the attach\n")
+                println!(
+                    "text        {bytes} bytes of machine code, all as before the attach but for the indices in the padding\n"
+                )
             }
             Some(first) => println!(
                 "text        {} of {bytes} bytes of machine code differ from before the attach, the first at {first:#x}\n",
