@@ -108,13 +108,15 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     link.enable()?;
     let enable = started.elapsed();
 
-    // Off for good.
+    // Off for good. A thread may still be in the program, until this has been waited for.
     let started = Instant::now();
     link.detach()?;
     let detach = started.elapsed();
     let started = Instant::now();
-    process.synchronize()?;
-    let synchronize = started.elapsed();
+    let synchronize = match process.synchronize() {
+        Ok(()) => Ok(started.elapsed()),
+        Err(busy) => Err(busy.to_string()),
+    };
 
     let after = watch("after");
     let wrong = workload.finish();

@@ -17,7 +17,8 @@ Options:
   --help          print this
 
 The exit code is 0 if every answer was right, calls were counted when and only when they
-should be, and the machine code after detaching is, byte for byte, what it was before.";
+should be, and every byte of machine code after detaching is what it was before (the index
+of a function stays in its padding).";
 
 /// What the user asked for.
 pub struct Options {

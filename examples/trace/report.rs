@@ -17,8 +17,9 @@ pub struct Report {
     pub attached: usize,
     pub attach: Duration,
     pub detach: Duration,
-    /// From the end of the detaching until no thread was inside what had been attached.
-    pub synchronize: Duration,
+    /// From the end of the detaching until no thread was inside what had been attached; or
+    /// why that could not be seen.
+    pub synchronize: Result<Duration, String>,
     pub disable: Duration,
     pub enable: Duration,
     pub threads: usize,
@@ -66,11 +67,11 @@ impl Report {
             milliseconds(self.enable),
             self.calls_while_off
         );
-        println!(
-            "detach      {} in all, {detach_each} ns a function; all threads out of it {} later",
-            milliseconds(self.detach),
-            milliseconds(self.synchronize)
-        );
+        println!("detach      {} in all, {detach_each} ns a function", milliseconds(self.detach));
+        match &self.synchronize {
+            Ok(time) => println!("            {} later no thread was in it", milliseconds(*time)),
+            Err(busy) => println!("            {busy}"),
+        }
         println!("calls       {} counted", thousands(events));
 
         println!("\nhottest functions");
