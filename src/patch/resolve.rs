@@ -5,7 +5,7 @@ use core::ptr;
 use super::steps::INT3;
 use super::{Poke, SITE_LEN};
 use crate::addr::PatchSite;
-use crate::sync::{AtomicPtr, AtomicUsize, Ordering, fence, spin_loop};
+use crate::sync::{AtomicPtr, AtomicUsize, Lent, Ordering, fence, spin_loop};
 
 /// How a core that trapped goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct TrapResolver {
     len: AtomicUsize,
     /// Handlers that may be reading the batch.
     readers: AtomicUsize,
+    /// The pokes themselves, which are their caller's outside a batch.
+    lent: Lent,
 }
 
 impl TrapResolver {
@@ -51,6 +53,7 @@ impl TrapResolver {
             pokes: AtomicPtr::new(ptr::null_mut()),
             len: AtomicUsize::new(0),
             readers: AtomicUsize::new(0),
+            lent: Lent::new(),
         }
     }
 
@@ -62,6 +65,7 @@ impl TrapResolver {
             pokes: AtomicPtr::new(ptr::null_mut()),
             len: AtomicUsize::new(0),
             readers: AtomicUsize::new(0),
+            lent: Lent::new(),
         }
     }
 
@@ -82,6 +86,7 @@ impl TrapResolver {
             None
         } else {
             let len = self.len.load(Ordering::Relaxed);
+            self.lent.read();
             // SAFETY: `publish` stored `len` before `pokes`, and its caller keeps the slice
             // until `withdraw` has returned, which waits for our count to be taken back.
             let pokes = unsafe { core::slice::from_raw_parts(pokes, len) };
@@ -101,6 +106,7 @@ impl TrapResolver {
     /// No other batch is in progress; `pokes` stays as it is until [`withdraw`](Self::withdraw)
     /// has returned.
     pub(super) unsafe fn publish(&self, pokes: &[Poke]) {
+        self.lent.written();
         self.len.store(pokes.len(), Ordering::Relaxed);
         self.pokes.store(pokes.as_ptr().cast_mut(), Ordering::Release);
     }
@@ -112,6 +118,7 @@ impl TrapResolver {
         while self.readers.load(Ordering::Acquire) != 0 {
             spin_loop();
         }
+        self.lent.written();
     }
 }
 
