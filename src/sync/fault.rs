@@ -11,8 +11,10 @@ use core::cell::Cell;
 pub enum Fault {
     /// Nothing.
     None,
-    /// Its fences do nothing.
+    /// Its full fences do nothing.
     Fences,
+    /// Its acquire fences do nothing.
+    AcquireFences,
     /// Its loads do not acquire.
     Acquire,
     /// Its stores, and its read-modify-writes, do not release.

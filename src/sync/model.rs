@@ -18,7 +18,8 @@ fn weakened(order: Ordering) -> Ordering {
 
 /// As `core::sync::atomic::fence`.
 pub(crate) fn fence(order: Ordering) {
-    if !is(Fault::Fences) {
+    let fault = if order == Ordering::Acquire { Fault::AcquireFences } else { Fault::Fences };
+    if !is(fault) {
         atomic::fence(order);
     }
 }
