@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fentry::emit::Vectors;
 use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind, Register,
+    Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory,
+    Mnemonic, OpAccess, OpKind, Register,
 };
 
 /// What a register or a word of memory holds.
@@ -122,6 +122,12 @@ impl Machine {
                 assert_eq!(instruction.mnemonic(), Mnemonic::Int3, "behind the return");
                 continue;
             }
+            let new = match instruction.encoding() {
+                EncodingKind::Legacy => Vectors::Untouched,
+                EncodingKind::VEX => Vectors::Ymm,
+                _ => Vectors::Zmm,
+            };
+            assert!(new <= known.vectors, "a CPU of this level lacks {:?}", instruction.code());
             machine.written.clear();
             let before = machine.get(Register::RSP);
             machine.execute(&instruction);
