@@ -50,7 +50,7 @@ fn programs(image: u64, count: usize, reach: Reach, data: Data, first: Stride) -
         let near = match reach {
             Reach::Near => true,
             Reach::Far => false,
-            Reach::Mixed => position % 2 == 0,
+            Reach::Mixed => position.is_multiple_of(2),
         };
         let target = if near { image + 0x1_0000 } else { image ^ (1 << 40) } + 0x100 * position;
         let data = match data {
