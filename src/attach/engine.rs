@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::function::FunctionInfo;
 use super::prepare::Slots;
 use super::set::{Programs, Set, SetEntry};
+use super::thunk::ThunkChunk;
 use super::{
     AttachError, Attachment, Edit, Embedder, FunctionId, FunctionSpec, Lanes, Parts, Region,
 };
@@ -31,6 +32,8 @@ pub(super) struct Class {
     pub region: Region,
     /// The set of those of its functions that have no program.
     pub empty: u32,
+    /// Thunks that are allocated and not yet used.
+    pub thunks: Option<ThunkChunk>,
 }
 
 /// Attaches programs to functions.
@@ -49,8 +52,6 @@ pub struct Engine<E: Embedder> {
     /// Each set's hash, 0 for a vacant one, so that looking for a list reads 8 bytes a set.
     pub(super) hashes: Column<AtomicU64>,
     pub(super) classes: [Option<Class>; MAX_CLASSES],
-    /// Thunks that are allocated and not yet used, in one region.
-    pub(super) thunks: Option<super::plan::ThunkChunk>,
     /// Which edit is in progress; see [`Set::stamp`].
     pub(super) edits: u32,
 }
@@ -97,7 +98,6 @@ impl<E: Embedder> Engine<E> {
             sets,
             hashes,
             classes: [None; MAX_CLASSES],
-            thunks: None,
             edits: 0,
         })
     }
@@ -162,7 +162,7 @@ impl<E: Embedder> Engine<E> {
                 Some(_) => {}
                 None => {
                     let empty = self.add_set(number, &Programs::EMPTY)?;
-                    let class = Class { layout: *layout, region, empty };
+                    let class = Class { layout: *layout, region, empty, thunks: None };
                     if let Some(place) = self.classes.get_mut(usize::from(number)) {
                         *place = Some(class);
                     }

@@ -35,6 +35,7 @@ mod plan;
 mod prepare;
 mod retire;
 mod set;
+mod thunk;
 
 pub use edit::{Attachment, Cookies, Lanes};
 pub use engine::Engine;

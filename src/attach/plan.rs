@@ -4,31 +4,20 @@ use core::sync::atomic::Ordering;
 
 use super::engine::Outcome;
 use super::set::Programs;
-use super::{AttachError, Edit, Embedder, Engine, FunctionId, ImageMemory, Region};
+use super::{AttachError, Edit, Embedder, Engine, FunctionId, ImageMemory};
 use crate::addr::PatchSite;
 use crate::attach::edit::EditError;
-use crate::emit::x86_64::{EntryBody, THUNK_JUMP, THUNK_SIZE, entry_thunk};
+use crate::emit::x86_64::{EntryBody, THUNK_JUMP};
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
+use crate::encode::CodeBuffer;
 use crate::encode::x86_64::{NOP5, call_bytes, jmp_bytes};
-use crate::encode::{CodeBuffer, EncodeError};
 use crate::metadata::SlotState;
 use crate::patch::{Poke, SITE_LEN, Text};
 
 use super::MAX_PROGRAMS;
 
-/// Thunks that are allocated at once.
-const THUNKS: usize = 64;
-
 /// Bytes of the largest image.
 const MAX_IMAGE: usize = EntryBody::max_size(MAX_PROGRAMS);
-
-/// Memory for thunks that is not used up.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ThunkChunk {
-    region: Region,
-    next: u64,
-    left: usize,
-}
 
 /// What [`Engine::plan`] found.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +93,7 @@ impl<E: Embedder> Engine<E> {
             } else {
                 let thunk = match thunk {
                     Some(thunk) => thunk,
-                    None => self.add_thunk(id, class.region)?,
+                    None => self.add_thunk(id, class_number)?,
                 };
                 let through = |image| if image == 0 { 0 } else { thunk };
                 let old = site_bytes(site, through(step.old_image), nop.bytes())?;
@@ -274,35 +263,6 @@ impl<E: Embedder> Engine<E> {
                 let column = self.columns.get(column)?.as_ref()?.address();
                 Some(CookiePlace { column, stride: Stride::Eight })
             }
-        }
-    }
-
-    /// Gives the function `id` a thunk, for good.
-    fn add_thunk(&mut self, id: FunctionId, region: Region) -> Outcome<u64, E> {
-        let chunk = match self.thunks.filter(|chunk| chunk.region == region && chunk.left > 0) {
-            Some(chunk) => chunk,
-            None => {
-                let next = self.parts.images.allocate(region, THUNKS * THUNK_SIZE);
-                let next = next.map_err(|cause| AttachError::Images(cause.into()))?;
-                ThunkChunk { region, next, left: THUNKS }
-            }
-        };
-        let mut bytes = [0; THUNK_SIZE];
-        entry_thunk(&mut CodeBuffer::new(&mut bytes, chunk.next), id.0)?;
-        // SAFETY: from `allocate`, and no function has this thunk yet.
-        unsafe { self.parts.images.write(chunk.next, &bytes) }
-            .map_err(|cause| AttachError::Images(cause.into()))?;
-        let thunk = chunk.next;
-        let next = thunk.wrapping_add(THUNK_SIZE as u64);
-        self.thunks = Some(ThunkChunk { next, left: chunk.left - 1, ..chunk });
-        let info = self.functions.get_mut(id.0);
-        let info = info.ok_or(AttachError::UnknownFunction { index: id.0 })?;
-        let entry = info.entry;
-        if info.set_thunk(thunk) {
-            Ok(thunk)
-        } else {
-            let out_of_range = EncodeError::OutOfRange { from: entry, to: thunk };
-            Err(EmitError::Encode(out_of_range).into())
         }
     }
 }
