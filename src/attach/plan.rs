@@ -179,7 +179,10 @@ impl<E: Embedder> Engine<E> {
         let memory = &mut self.parts.tables;
         let number = self.sets.allocate(memory);
         let number = number.and_then(|number| {
-            self.hashes.ready(memory, self.sets.bound())?;
+            self.hashes.ready(memory, self.sets.bound()).inspect_err(|_| {
+                // SAFETY: given out just now, and told to nobody.
+                unsafe { self.sets.release(number) };
+            })?;
             Ok(number)
         });
         let number = match number {
