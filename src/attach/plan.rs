@@ -108,37 +108,6 @@ impl<E: Embedder> Engine<E> {
         Ok(planned)
     }
 
-    /// Makes what [`plan`](Self::plan) decided true of the records. Cannot fail: every set it
-    /// needs has been made, and says so in its `next`.
-    pub(super) fn commit(&mut self, functions: &[FunctionId]) {
-        for &id in functions {
-            let (Some(info), Some(record)) = (self.functions.get(id.0), self.records.get(id.0))
-            else {
-                continue;
-            };
-            let had = record.set.load(Ordering::Relaxed);
-            let from = match self.class_of(info) {
-                Some(class) if had == 0 => class.empty,
-                _ => had,
-            };
-            let Some(old) = self.sets.get(from).filter(|set| set.stamp == self.edits) else {
-                continue;
-            };
-            let next = old.next;
-            let lanes = self.sets.get(next).map_or(0, |set| set.programs.lanes());
-            record.set.store(next, Ordering::Relaxed);
-            record.lanes.fetch_or(lanes, Ordering::Relaxed);
-            if had != 0
-                && let Some(old) = self.sets.get_mut(from)
-            {
-                old.users = old.users.saturating_sub(1);
-            }
-            if let Some(new) = self.sets.get_mut(next) {
-                new.users = new.users.saturating_add(1);
-            }
-        }
-    }
-
     /// What the edit makes of the functions that have the set `from`.
     fn step(&mut self, from: u32, class: u16, edit: &Edit<'_>) -> Result<Step, StepError<E>> {
         let unknown = || StepError::Other(AttachError::UnknownFunction { index: from });

@@ -3,19 +3,12 @@
 use core::sync::atomic::Ordering;
 
 use super::engine::Outcome;
+use super::land::check;
 use super::{AttachError, Embedder, Engine, FunctionId, Parts, SiteNop};
 use crate::encode::x86_64::NOP1X5;
+use crate::layout::SlotKind;
 use crate::metadata::SlotState;
-use crate::patch::{Batch, CheckedBatch, Cores, Poke, Protocol, Text};
-
-/// What [`Engine::write_slots`] writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Slots {
-    /// Each function's index.
-    Index,
-    /// The nops that were there before.
-    Vacant,
-}
+use crate::patch::{CheckedBatch, Cores, PatchError, Poke, Protocol, SITE_LEN, Text};
 
 impl<E: Embedder> Engine<E> {
     /// Makes the patch sites of `functions` one instruction each, where a compiler left five
@@ -35,9 +28,11 @@ impl<E: Embedder> Engine<E> {
     ///   instruction, or as an instruction that it will ever return to.
     ///
     /// # Errors
-    /// [`AttachError::Patch`] if a site cannot be read or written or does not hold what its
-    /// registration said; or what `settle` says. In the latter case the sites hold the new
-    /// nops, which do no harm, and nothing can be attached until this is called again.
+    /// [`AttachError::Patch`] if a site cannot be read or does not hold what its registration
+    /// said; [`AttachError::Text`] if the sites cannot be written or the cores synchronised:
+    /// then they hold what they held. [`AttachError::Text`], too, with what `settle` says:
+    /// then they hold the new nops, which do no harm, and nothing can be attached until this
+    /// is called again.
     pub unsafe fn prepare(
         &mut self,
         functions: &[FunctionId],
@@ -45,21 +40,31 @@ impl<E: Embedder> Engine<E> {
         settle: impl FnOnce(&[Poke]) -> Result<(), E::Error>,
     ) -> Outcome<(), E> {
         let count = self.unprepared(functions, pokes)?;
-        let pokes = pokes.get_mut(..count).unwrap_or(&mut []);
-        if pokes.is_empty() {
+        if count == 0 {
             return Ok(());
         }
         let Parts { text, cores, .. } = &mut self.parts;
         // One byte at a time is an order of stores that no site is too unaligned for.
-        let batch = Batch::new(Protocol::Breakpoint, pokes);
-        let batch = batch.check(text).map_err(AttachError::check)?;
+        let batch = check::<E>(text, Protocol::Breakpoint, pokes, count)?;
         text.open(batch.pokes()).map_err(|cause| AttachError::Text(cause.into()))?;
-        let stored = store_prefixes(text, &batch);
+        let done = match store_nops(text, &batch, |poke| poke.new) {
+            Ok(()) => cores.synchronise().map_err(Into::into),
+            Err(cause) => Err(cause.into()),
+        };
+        let undone = match done {
+            Ok(()) => Ok(()),
+            Err(_) => store_nops(text, &batch, |poke| poke.old),
+        };
         text.close();
-        stored.map_err(|cause| AttachError::Text(cause.into()))?;
-        cores.synchronise().map_err(|cause| AttachError::Text(cause.into()))?;
+        match (done, undone, batch.pokes().first()) {
+            (Ok(()), ..) => {}
+            (Err(_), Err(_), Some(first)) => {
+                return Err(AttachError::Patch(PatchError::Stuck { site: first.site }));
+            }
+            (Err(cause), ..) => return Err(AttachError::Text(cause)),
+        }
         self.mark(functions, SiteNop::OneByte, SiteNop::Unsettled);
-        settle(pokes).map_err(AttachError::Text)?;
+        settle(pokes.get(..count).unwrap_or(&[])).map_err(AttachError::Text)?;
         self.mark(functions, SiteNop::Unsettled, SiteNop::Prefixed);
         Ok(())
     }
@@ -96,7 +101,8 @@ impl<E: Embedder> Engine<E> {
         }
     }
 
-    /// Writes the slots of those functions that nothing was ever attached to.
+    /// Writes their index to the slots of those functions whose slot was never written: to all
+    /// of them or to none.
     ///
     /// # Safety
     /// `pokes` has the site of each of them, and no other function's.
@@ -104,11 +110,34 @@ impl<E: Embedder> Engine<E> {
         &mut self,
         functions: &[FunctionId],
         pokes: &[Poke],
-        slots: Slots,
     ) -> Outcome<(), E> {
         let failed = |cause: <E::Text as Text>::Error| AttachError::Text(cause.into());
         self.parts.text.open(pokes).map_err(failed)?;
-        let mut written = Ok(());
+        // SAFETY: the text is open for the sites of all that will be written (contract).
+        let written = unsafe { self.store_slots(functions, SlotState::bytes) };
+        let undone = match written {
+            Ok(()) => Ok(()),
+            // SAFETY: as above. No batch has landed that leads to an image which reads them.
+            Err(_) => unsafe { self.store_slots(functions, |_, _| NOP1X5) },
+        };
+        self.parts.text.close();
+        match (undone, pokes.first()) {
+            (Err(_), Some(first)) => {
+                Err(AttachError::Patch(PatchError::Stuck { site: first.site }))
+            }
+            _ => written.map_err(failed),
+        }
+    }
+
+    /// Stores `bytes` of slot and index in each slot that was never written.
+    ///
+    /// # Safety
+    /// The text before each function's site is open.
+    unsafe fn store_slots(
+        &mut self,
+        functions: &[FunctionId],
+        bytes: impl Fn(SlotKind, u32) -> [u8; SlotState::MAX_SIZE],
+    ) -> Result<(), <E::Text as Text>::Error> {
         for &id in functions {
             let Some((info, record)) = self.functions.get(id.0).zip(self.records.get(id.0)) else {
                 continue;
@@ -120,29 +149,26 @@ impl<E: Embedder> Engine<E> {
             let Some((kind, slot)) = layout.slot_kind().zip(layout.slot(info.entry())) else {
                 continue;
             };
-            let bytes = match slots {
-                Slots::Index => SlotState::bytes(kind, id.0),
-                Slots::Vacant => NOP1X5,
-            };
             // SAFETY: the slot is in the padding before a site that is open (contract), and
             // nobody executes padding. Nobody reads it either: no image ever was attached here.
-            written = unsafe { self.parts.text.store_unexecuted(slot.get(), bytes) };
-            if written.is_err() {
-                break;
-            }
+            unsafe { self.parts.text.store_unexecuted(slot.get(), bytes(kind, id.0)) }?;
         }
-        self.parts.text.close();
-        written.map_err(failed)
+        Ok(())
     }
 }
 
-/// Stores the bytes in which the prefixed nop differs from five one-byte nops.
-fn store_prefixes<T: Text>(text: &mut T, batch: &CheckedBatch<'_>) -> Result<(), T::Error> {
+/// Stores each site's `bytes`, where the nops that it had and those that it gets differ.
+fn store_nops<T: Text>(
+    text: &mut T,
+    batch: &CheckedBatch<'_>,
+    bytes: impl Fn(&Poke) -> [u8; SITE_LEN],
+) -> Result<(), T::Error> {
     for poke in batch.pokes() {
-        for ((address, &new), &old) in (poke.site.get()..).zip(&poke.new).zip(&poke.old) {
-            if new != old {
+        let places = (poke.site.get()..).zip(bytes(poke)).zip(poke.old.iter().zip(&poke.new));
+        for ((address, byte), (old, new)) in places {
+            if old != new {
                 // SAFETY: the site is open, and any mixture of old and new bytes is nops.
-                unsafe { text.store_byte(address, new) }?;
+                unsafe { text.store_byte(address, byte) }?;
             }
         }
     }
