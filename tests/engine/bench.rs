@@ -19,7 +19,7 @@ pub type Outcome<T> = Result<T, AttachError<Fault>>;
 /// Bytes from one function to the next.
 pub const STEP: u64 = 0x40;
 /// Bytes from the start of a function's place to its entry: room for its padding.
-const BEFORE: u64 = 0x10;
+pub const BEFORE: u64 = 0x10;
 
 /// Bytes in which memory for thunks is allocated: 64 thunks. No image here is so large.
 const THUNKS: usize = 1024;
@@ -54,7 +54,7 @@ impl Kind {
     }
 
     /// What a compiler would leave at function number `position` of its region.
-    fn place(&self, position: u64) -> (FunctionSpec, Vec<u8>) {
+    pub fn place(&self, position: u64) -> (FunctionSpec, Vec<u8>) {
         let start = text_of(self.region) + position * STEP;
         let entry = Entry::new(start + BEFORE + self.shift);
         let mut bytes = vec![0x90; STEP as usize];

@@ -31,12 +31,27 @@ fn decode(world: &World, address: u64) -> Instruction {
 pub fn runs(world: &World, function: &FunctionSpec, index: u32) -> Vec<Run> {
     let site = function.layout.site(function.entry).get();
     let at_site = decode(world, site);
-    assert_eq!(at_site.len(), 5, "one instruction at {site:#x}");
     let target = match at_site.mnemonic() {
-        Mnemonic::Nop => return Vec::new(),
+        Mnemonic::Nop => {
+            // One nop or several: whatever they are, they end where the function goes on.
+            let mut next = at_site.next_ip();
+            while next < site + 5 {
+                let nop = decode(world, next);
+                assert_eq!(nop.mnemonic(), Mnemonic::Nop, "at {next:#x}");
+                next = nop.next_ip();
+            }
+            assert_eq!(next, site + 5);
+            return Vec::new();
+        }
         Mnemonic::Call => at_site.near_branch_target(),
         _ => panic!("neither a nop nor a call at {site:#x}: {at_site:?}"),
     };
+    runs_in(world, function, index, target)
+}
+
+/// The programs that a core would run which was led from the function's site to `target`.
+pub fn runs_in(world: &World, function: &FunctionSpec, index: u32, target: u64) -> Vec<Run> {
+    let site = function.layout.site(function.entry).get();
     let mut core = Core {
         world,
         registers: BTreeMap::new(),

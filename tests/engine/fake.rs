@@ -1,11 +1,12 @@
 //! An embedder that is only numbers: text and images at made-up addresses, cores that count,
 //! and a step that fails when it is told to.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::cell::{RefCell, RefMut};
-use std::collections::BTreeMap;
-use std::fmt;
-use std::ptr::NonNull;
+use core::alloc::Layout;
+use core::cell::{RefCell, RefMut};
+use core::fmt;
+use core::ptr::NonNull;
+use std::alloc::{alloc_zeroed, dealloc};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
@@ -94,7 +95,7 @@ pub struct State {
     pub images: BTreeMap<u64, usize>,
     /// Where each region's next image goes. No address is ever given out twice.
     next_image: BTreeMap<u16, u64>,
-    open: Option<Vec<u64>>,
+    open: Option<BTreeSet<u64>>,
     pub failing: Failing,
     steps: usize,
     pub events: Vec<Event>,
@@ -247,8 +248,8 @@ impl World {
         let open = state.open.as_ref().expect("a store while text is not open");
         let len = bytes.len() as u64;
         // In a site, or in the 64 bytes before it, where padding and landing pad are.
-        let inside = |&site: &u64| site - 64 <= address && address + len <= site + 5;
-        assert!(open.iter().any(inside), "a store at {address:#x}, which is not open");
+        let mut sites = open.range(address + len - 5..=address + 64);
+        assert!(sites.next().is_some(), "a store at {address:#x}, which is not open");
         state.place(address, bytes.len())?.copy_from_slice(bytes);
         state.events.push(Event::Store { address, bytes: bytes.to_vec() });
         Ok(())

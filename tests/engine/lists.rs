@@ -12,7 +12,11 @@ use crate::decode::Run;
 /// The address of a program, by a number of ours; every other one is out of a call's reach.
 const fn target(number: usize) -> u64 {
     let number = number as u64;
-    if number % 2 == 0 { 0x1900_0000 + 0x100 * number } else { 0x7f00_0000_0000 + 0x100 * number }
+    if number.is_multiple_of(2) {
+        0x1900_0000 + 0x100 * number
+    } else {
+        0x7f00_0000_0000 + 0x100 * number
+    }
 }
 
 fn mixed() -> Bench {
@@ -205,8 +209,6 @@ fn a_lane_must_be_free_in_all_functions() {
     let mut bench = Bench::of(Protocol::ShortJump, Kind::PLAIN, 2);
     let attachments = [program(target(0), Cookies::Same(1)); 16];
     let first = bench.attach(&[0], &attachments).unwrap();
-    let both = bench.attach(&[0, 1], &[program(target(2), Cookies::Same(2)); 0]);
-    assert_eq!(both, Err(AttachError::NoPrograms));
     bench.detach(&[0], first).unwrap();
     // The lower half may still be read on function 0, so both get the upper half.
     let second = bench.attach(&[0, 1], &attachments).unwrap();

@@ -16,10 +16,10 @@ fn refused<T: core::fmt::Debug>(
     operation: impl FnOnce(&mut Bench) -> Outcome<T>,
 ) -> AttachError<Fault> {
     bench.world.arm(Failing::None);
-    let memory = bench.world.memory();
+    let text = bench.world.text();
     let error = operation(bench).unwrap_err();
     assert_eq!(bench.stores(), 0, "{error}");
-    assert_eq!(memory.differences(&bench.world.memory()), [], "{error}");
+    assert_eq!(text.differences(&bench.world.text()), [], "{error}");
     error
 }
 

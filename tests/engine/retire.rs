@@ -1,10 +1,12 @@
 //! What was detached stays until quiescence, and then goes; nothing else does.
 
-use fentry::attach::Cookies;
+use fentry::attach::{AttachError, Cookies};
 use fentry::layout::x86_64::{IBT, PLAIN_UNPADDED};
-use fentry::patch::Protocol;
+use fentry::patch::{PatchError, Protocol};
 
-use crate::bench::{Bench, Kind, program, run};
+use crate::bench::{Bench, Kind, program, run, slot_of};
+use crate::decode;
+use crate::fake::Failing;
 
 const A: u64 = 0x1900_0000;
 const B: u64 = 0x1900_1000;
@@ -113,4 +115,95 @@ fn numbers_of_retired_sets_are_given_out_again() {
         cycle(&mut bench);
     }
     assert_eq!(sets(&bench), once);
+}
+
+/// A bench on which attaching A to function 0 with cookie 1 failed as late as can be: the site
+/// was written and taken back. A core may have entered the image meanwhile.
+fn failed_to_attach() -> Bench {
+    for step in 0.. {
+        let mut bench = mixed();
+        bench.world.arm(Failing::At(step));
+        let error = bench.attach(&[0], &[program(A, Cookies::Same(1))]).unwrap_err();
+        bench.world.disarm();
+        // Two synchronisations, the third, which fails, and three on the way back.
+        let synchronise = matches!(error, AttachError::Patch(PatchError::Synchronise(_)));
+        if synchronise && bench.synchronisations() == 5 {
+            return bench;
+        }
+    }
+    unreachable!("some step is the third synchronisation")
+}
+
+#[test]
+fn a_core_inside_a_failed_attachment_still_finds_its_index_and_its_cookie() {
+    let mut bench = failed_to_attach();
+    let [.., (image, _)] = bench.emitted()[..] else { panic!("an image") };
+    // The core that is inside finds what it would have found.
+    assert_eq!(bench.slot_bytes(0), slot_of(bench.ids[0].index()));
+    let inside = |bench: &Bench| {
+        let function = &bench.functions[0];
+        decode::runs_in(&bench.world, function, bench.ids[0].index(), image)
+    };
+    assert_eq!(inside(&bench), [run(A, 1)]);
+    // Another program gets another lane, and another image.
+    let lanes = bench.attach(&[0], &[program(A, Cookies::Same(2))]).unwrap();
+    assert_eq!(inside(&bench), [run(A, 1)]);
+    assert_eq!(bench.runs(0), [run(A, 2)]);
+    bench.detach(&[0], lanes).unwrap();
+    assert_eq!(bench.quiesced(), 2);
+    assert_eq!(bench.images(), 0);
+}
+
+#[test]
+fn a_slot_that_a_core_may_read_is_not_taken_back_by_a_later_failure() {
+    let mut bench = failed_to_attach();
+    let ours = slot_of(bench.ids[0].index());
+    for step in 0.. {
+        bench.world.arm(Failing::At(step));
+        let attached = bench.attach(&[0, 1, 2], &[program(B, Cookies::Same(2))]);
+        bench.world.disarm();
+        assert_eq!(bench.slot_bytes(0), ours, "step {step}: {attached:?}");
+        if attached.is_ok() {
+            break;
+        }
+    }
+}
+
+/// Functions of a module that is unloaded: their indexes go to others, who must not inherit.
+#[test]
+fn forgotten_functions_leave_nothing_to_those_that_get_their_indexes() {
+    let mut bench = mixed();
+    let lanes = bench.attach(&[0, 1, 3], &[program(A, Cookies::Same(1))]).unwrap();
+    let gone = bench.ids(&[3, 0]);
+    // The text of functions 0 and 3 is another's from now on.
+    for function in [0, 3] {
+        bench.world.overwrite(bench.site(function), &[0x0f, 0x1f, 0x44, 0, 0]);
+    }
+    bench.world.overwrite(bench.slot(0), &[0x90; 5]);
+    // SAFETY: no core is anywhere.
+    unsafe { bench.engine.forget(&gone) };
+    assert_eq!(bench.quiesced(), 1, "the image that only function 3 had");
+    assert_eq!(bench.runs(1), [run(A, 1)]);
+    for &id in &gone {
+        assert_eq!(bench.engine.entry(id), None);
+    }
+    let unknown = AttachError::UnknownFunction { index: gone[1].index() };
+    assert_eq!(bench.attach(&[0], &[program(A, Cookies::Same(1))]), Err(unknown));
+
+    for function in [0, 3] {
+        bench.ids[function] = bench.engine.register(&bench.functions[function]).unwrap();
+    }
+    let mut again = bench.ids(&[3, 0]);
+    again.sort_unstable_by(|a, b| b.cmp(a));
+    assert_eq!(again, gone);
+    // All lanes are free: 16 and 16.
+    for _ in 0..2 {
+        let lanes = bench.attach(&[0, 3], &[program(B, Cookies::Same(2)); 16]).unwrap();
+        assert_eq!(bench.runs(0), [run(B, 2); 16]);
+        assert_eq!(bench.runs(3), [run(B, 2); 16]);
+        bench.detach(&[0, 3], lanes).unwrap();
+    }
+    bench.detach(&[1], lanes).unwrap();
+    bench.quiesced();
+    assert_eq!(bench.images(), 0);
 }
