@@ -4,15 +4,15 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::function::FunctionInfo;
-use super::prepare::Slots;
 use super::set::{Programs, Set, SetEntry};
+use super::thunk::ThunkChunk;
 use super::{
     AttachError, Attachment, Edit, Embedder, FunctionId, FunctionSpec, Lanes, Parts, Region,
 };
 use crate::addr::Entry;
 use crate::layout::EntryLayout;
 use crate::metadata::{Column, LANES, Record, Table};
-use crate::patch::{Batch, Poke, Protocol, TrapResolver};
+use crate::patch::{Poke, Protocol, TrapResolver};
 
 /// The most functions an engine can know. Their tables are reserved as address space, 96 MiB
 /// of it, and use memory only as functions are registered and attached to.
@@ -31,6 +31,8 @@ pub(super) struct Class {
     pub region: Region,
     /// The set of those of its functions that have no program.
     pub empty: u32,
+    /// Thunks that are allocated and not yet used.
+    pub thunks: Option<ThunkChunk>,
 }
 
 /// Lanes that an attachment may get.
@@ -58,8 +60,6 @@ pub struct Engine<E: Embedder> {
     /// Each set's hash, 0 for a vacant one, so that looking for a list reads 8 bytes a set.
     pub(super) hashes: Column<AtomicU64>,
     pub(super) classes: [Option<Class>; MAX_CLASSES],
-    /// Thunks that are allocated and not yet used, in one region.
-    pub(super) thunks: Option<super::plan::ThunkChunk>,
     /// Which edit is in progress; see [`Set::stamp`].
     pub(super) edits: u32,
 }
@@ -106,7 +106,6 @@ impl<E: Embedder> Engine<E> {
             sets,
             hashes,
             classes: [None; MAX_CLASSES],
-            thunks: None,
             edits: 0,
         })
     }
@@ -171,7 +170,7 @@ impl<E: Embedder> Engine<E> {
                 Some(_) => {}
                 None => {
                     let empty = self.add_set(number, &Programs::EMPTY)?;
-                    let class = Class { layout: *layout, region, empty };
+                    let class = Class { layout: *layout, region, empty, thunks: None };
                     if let Some(place) = self.classes.get_mut(usize::from(number)) {
                         *place = Some(class);
                     }
@@ -218,13 +217,17 @@ impl<E: Embedder> Engine<E> {
     /// - Each program may run at the entry of each function, on any thread, at any time: in
     ///   signal or interrupt handlers if the function is called there, with whatever locks
     ///   the function's callers hold, and recursively if it calls a hooked function.
-    /// - Programs and their data stay until the attachment is [retired](Self::quiesced).
+    /// - Programs and their data stay until the attachment is [retired](Self::quiesced). So they
+    ///   do if this fails with a [`PatchError`](crate::patch::PatchError): a core may have entered
+    ///   them before everything was taken back. If it fails with
+    ///   [`Stuck`](crate::patch::PatchError::Stuck), they stay for good.
     /// - The functions are where their registration said, with that layout, and their text
     ///   stays. Nobody else patches them meanwhile.
     /// - With the breakpoint protocol, every core's trap handler asks this engine's resolver.
     ///
     /// # Errors
-    /// [`AttachError`]; then nothing is attached, and all text is as before.
+    /// [`AttachError`]; then nothing is attached, and all that can be executed is as before. An
+    /// index that was written into its padding may stay there.
     pub unsafe fn attach(
         &mut self,
         functions: &[FunctionId],
@@ -386,47 +389,6 @@ impl<E: Embedder> Engine<E> {
         match usize::from(lane).checked_sub(1) {
             None => self.records.get(index).map(|record| &record.cookie),
             Some(column) => self.columns.get(column)?.as_ref()?.get(index),
-        }
-    }
-
-    /// Applies one edit to every function's list of programs, in one batch.
-    ///
-    /// # Safety
-    /// As [`attach`](Self::attach) or [`detach`](Self::detach), whichever the edit is.
-    unsafe fn edit(
-        &mut self,
-        functions: &[FunctionId],
-        edit: Edit<'_>,
-        pokes: &mut [Poke],
-    ) -> Outcome<(), E> {
-        if functions.is_empty() {
-            return Err(AttachError::NoFunctions);
-        }
-        self.edits = self.edits.wrapping_add(1).max(1);
-        let planned = self.plan(functions, edit, pokes)?;
-        let pokes = pokes.get_mut(..planned.pokes).unwrap_or(&mut []);
-        let batch = Batch::new(self.protocol, pokes);
-        let batch = batch.check(&self.parts.text).map_err(AttachError::check)?;
-        if planned.vacant_slots {
-            // SAFETY: every site of `functions` that has a slot to write is in the batch.
-            unsafe { self.write_slots(functions, batch.pokes(), Slots::Fill) }?;
-        }
-        let Parts { text, cores, .. } = &mut self.parts;
-        // SAFETY: the sites are one instruction each (`plan` refuses others) and change to
-        // calls of images and thunks that are emitted, or back to nops; the rest is the
-        // caller's contract.
-        match unsafe { batch.land(text, cores, self.traps) } {
-            Ok(()) => {
-                self.commit(functions);
-                Ok(())
-            }
-            Err(error) => {
-                if planned.vacant_slots {
-                    // SAFETY: as above. Nothing leads to an image that reads these slots.
-                    unsafe { self.write_slots(functions, pokes, Slots::TakeBack) }?;
-                }
-                Err(AttachError::patch(error))
-            }
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::emit::EmitError;
 use crate::metadata::{LANES, SlotState, TableError};
 use crate::patch::{CheckError, PatchError};
 
-/// Why an operation of the [`Engine`](super::Engine) did not happen. Nothing was changed,
-/// unless it is a [`PatchError::Stuck`]. `E` is the embedder's error.
+/// Why an operation of the [`Engine`](super::Engine) did not happen. Nothing that can be executed
+/// was changed, unless it is a [`PatchError::Stuck`]. `E` is the embedder's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AttachError<E> {

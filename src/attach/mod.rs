@@ -31,10 +31,13 @@ mod edit;
 mod engine;
 mod error;
 mod function;
+mod land;
 mod plan;
 mod prepare;
 mod retire;
 mod set;
+mod slots;
+mod thunk;
 
 pub use edit::{Attachment, Cookies, Lanes};
 pub use engine::Engine;

@@ -4,31 +4,20 @@ use core::sync::atomic::Ordering;
 
 use super::engine::Outcome;
 use super::set::Programs;
-use super::{AttachError, Edit, Embedder, Engine, FunctionId, ImageMemory, Region};
+use super::{AttachError, Edit, Embedder, Engine, FunctionId, ImageMemory};
 use crate::addr::PatchSite;
 use crate::attach::edit::EditError;
-use crate::emit::x86_64::{EntryBody, THUNK_JUMP, THUNK_SIZE, entry_thunk};
+use crate::emit::x86_64::{EntryBody, THUNK_JUMP};
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
+use crate::encode::CodeBuffer;
 use crate::encode::x86_64::{NOP5, call_bytes, jmp_bytes};
-use crate::encode::{CodeBuffer, EncodeError};
 use crate::metadata::SlotState;
 use crate::patch::{Poke, SITE_LEN, Text};
 
 use super::MAX_PROGRAMS;
 
-/// Thunks that are allocated at once.
-const THUNKS: usize = 64;
-
 /// Bytes of the largest image.
 const MAX_IMAGE: usize = EntryBody::max_size(MAX_PROGRAMS);
-
-/// Memory for thunks that is not used up.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ThunkChunk {
-    region: Region,
-    next: u64,
-    left: usize,
-}
 
 /// What [`Engine::plan`] found.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +93,7 @@ impl<E: Embedder> Engine<E> {
             } else {
                 let thunk = match thunk {
                     Some(thunk) => thunk,
-                    None => self.add_thunk(id, class.region)?,
+                    None => self.add_thunk(id, class_number)?,
                 };
                 let through = |image| if image == 0 { 0 } else { thunk };
                 let old = site_bytes(site, through(step.old_image), nop.bytes())?;
@@ -117,37 +106,6 @@ impl<E: Embedder> Engine<E> {
             }
         }
         Ok(planned)
-    }
-
-    /// Makes what [`plan`](Self::plan) decided true of the records. Cannot fail: every set it
-    /// needs has been made, and says so in its `next`.
-    pub(super) fn commit(&mut self, functions: &[FunctionId]) {
-        for &id in functions {
-            let (Some(info), Some(record)) = (self.functions.get(id.0), self.records.get(id.0))
-            else {
-                continue;
-            };
-            let had = record.set.load(Ordering::Relaxed);
-            let from = match self.class_of(info) {
-                Some(class) if had == 0 => class.empty,
-                _ => had,
-            };
-            let Some(old) = self.sets.get(from).filter(|set| set.stamp == self.edits) else {
-                continue;
-            };
-            let next = old.next;
-            let lanes = self.sets.get(next).map_or(0, |set| set.programs.lanes());
-            record.set.store(next, Ordering::Relaxed);
-            record.lanes.fetch_or(lanes, Ordering::Relaxed);
-            if had != 0
-                && let Some(old) = self.sets.get_mut(from)
-            {
-                old.users = old.users.saturating_sub(1);
-            }
-            if let Some(new) = self.sets.get_mut(next) {
-                new.users = new.users.saturating_add(1);
-            }
-        }
     }
 
     /// What the edit makes of the functions that have the set `from`.
@@ -190,7 +148,10 @@ impl<E: Embedder> Engine<E> {
         let memory = &mut self.parts.tables;
         let number = self.sets.allocate(memory);
         let number = number.and_then(|number| {
-            self.hashes.ready(memory, self.sets.bound())?;
+            self.hashes.ready(memory, self.sets.bound()).inspect_err(|_| {
+                // SAFETY: given out just now, and told to nobody.
+                unsafe { self.sets.release(number) };
+            })?;
             Ok(number)
         });
         let number = match number {
@@ -274,35 +235,6 @@ impl<E: Embedder> Engine<E> {
                 let column = self.columns.get(column)?.as_ref()?.address();
                 Some(CookiePlace { column, stride: Stride::Eight })
             }
-        }
-    }
-
-    /// Gives the function `id` a thunk, for good.
-    fn add_thunk(&mut self, id: FunctionId, region: Region) -> Outcome<u64, E> {
-        let chunk = match self.thunks.filter(|chunk| chunk.region == region && chunk.left > 0) {
-            Some(chunk) => chunk,
-            None => {
-                let next = self.parts.images.allocate(region, THUNKS * THUNK_SIZE);
-                let next = next.map_err(|cause| AttachError::Images(cause.into()))?;
-                ThunkChunk { region, next, left: THUNKS }
-            }
-        };
-        let mut bytes = [0; THUNK_SIZE];
-        entry_thunk(&mut CodeBuffer::new(&mut bytes, chunk.next), id.0)?;
-        // SAFETY: from `allocate`, and no function has this thunk yet.
-        unsafe { self.parts.images.write(chunk.next, &bytes) }
-            .map_err(|cause| AttachError::Images(cause.into()))?;
-        let thunk = chunk.next;
-        let next = thunk.wrapping_add(THUNK_SIZE as u64);
-        self.thunks = Some(ThunkChunk { next, left: chunk.left - 1, ..chunk });
-        let info = self.functions.get_mut(id.0);
-        let info = info.ok_or(AttachError::UnknownFunction { index: id.0 })?;
-        let entry = info.entry;
-        if info.set_thunk(thunk) {
-            Ok(thunk)
-        } else {
-            let out_of_range = EncodeError::OutOfRange { from: entry, to: thunk };
-            Err(EmitError::Encode(out_of_range).into())
         }
     }
 }

@@ -8,17 +8,23 @@ impl<E: Embedder> Engine<E> {
     /// Frees what nothing leads to any more: images of sets that no function has, and lanes of
     /// programs that were detached. Gives the number of images that were freed.
     ///
-    /// Once it has returned, the data of detached programs may go, too.
+    /// Once it has returned, the data of detached programs may go, too, and of those that
+    /// failed to be attached.
     ///
     /// # Safety
-    /// Since the last [`detach`](Self::detach) or [`set_enabled`](Self::set_enabled) returned,
-    /// every core and thread has been seen outside of every image and thunk, and without a
-    /// return address there; or none that was inside has run again, or ever will.
+    /// Since the last [`attach`](Self::attach), [`detach`](Self::detach) or
+    /// [`set_enabled`](Self::set_enabled) returned, whatever it returned, every core and thread
+    /// has been seen outside of every image and thunk, and without a return address there; or
+    /// none that was inside has run again, or ever will.
     pub unsafe fn quiesced(&mut self) -> usize {
         for index in 0..self.records.bound() {
-            let Some(record) = self.records.get(index) else { break };
+            let Some((info, record)) = self.functions.get(index).zip(self.records.get(index))
+            else {
+                break;
+            };
             let set = record.set.load(Ordering::Relaxed);
-            if set != 0 {
+            // The table uses the set of a vacant record for itself.
+            if info.nop().is_some() && set != 0 {
                 let lanes = self.sets.get(set).map_or(0, |set| set.programs.lanes());
                 record.lanes.store(lanes, Ordering::Relaxed);
             }
