@@ -44,6 +44,18 @@ struct LanesInUse {
     stale: u32,
 }
 
+impl LanesInUse {
+    /// Takes the lowest lane that no body reads.
+    const fn take_free(&mut self) -> Option<u8> {
+        if self.free == 0 {
+            return None;
+        }
+        let lane = self.free.trailing_zeros() as u8;
+        self.free &= self.free - 1;
+        Some(lane)
+    }
+}
+
 /// Attaches programs to functions.
 ///
 /// One engine serves one address space. Its methods take `&mut self`: an embedder with several
@@ -240,14 +252,20 @@ impl<E: Embedder> Engine<E> {
         let mut lanes = self.lanes(functions)?;
         let mut entries = Programs::EMPTY;
         for program in programs {
-            let lane = self.choose_lane(functions, &mut lanes, program)?;
-            self.ready_lane(lane)?;
+            let lane = match self.lane_with_cookies(functions, &mut lanes, program) {
+                Some(lane) => lane,
+                None => {
+                    let lane = lanes.take_free().ok_or(AttachError::NoLane)?;
+                    self.ready_lane(lane)?;
+                    self.write_cookies(functions, lane, program)?;
+                    lane
+                }
+            };
             let Attachment { target, data, vectors, .. } = *program;
             if !entries.push(SetEntry::new(target, data, vectors, lane)) {
                 let entry = self.first_entry(functions);
                 return Err(AttachError::TooManyPrograms { entry });
             }
-            self.write_cookies(functions, lane, program)?;
         }
         // SAFETY: the caller's contract is the same.
         unsafe { self.edit(functions, Edit::Append(entries.as_slice()), pokes) }?;
@@ -297,8 +315,9 @@ impl<E: Embedder> Engine<E> {
         let mut lanes = LanesInUse { free: !0, stale: !0 };
         let mut same = (0, 0);
         for id in functions {
-            let record = self.records.get(id.0);
-            let record = record.ok_or(AttachError::UnknownFunction { index: id.0 })?;
+            let Some(record) = self.records.get(id.0) else {
+                return Err(AttachError::UnknownFunction { index: id.0 });
+            };
             let set = record.set.load(Ordering::Relaxed);
             if same.0 != set {
                 same = (set, self.sets.get(set).map_or(0, |set| set.programs.lanes()));
@@ -310,40 +329,28 @@ impl<E: Embedder> Engine<E> {
         Ok(lanes)
     }
 
-    /// A lane for a program, taken from `lanes`: one that has its cookies already, from an
-    /// attachment that is over, or else one that no body reads.
-    fn choose_lane(
+    /// A lane that has the program's cookies already, from an attachment that is over: taken
+    /// from `lanes`, if there is one.
+    fn lane_with_cookies(
         &self,
         functions: &[FunctionId],
         lanes: &mut LanesInUse,
         program: &Attachment<'_>,
-    ) -> Outcome<u8, E> {
+    ) -> Option<u8> {
         let mut stale = lanes.stale;
         while stale != 0 {
             let lane = stale.trailing_zeros() as u8;
             stale &= stale - 1;
-            if self.has_cookies(functions, lane, program) {
+            let found = functions.iter().enumerate().all(|(position, id)| {
+                let cookie = self.cookie(id.0, lane).map(|cookie| cookie.load(Ordering::Relaxed));
+                cookie.is_some() && cookie == program.cookies.at(position)
+            });
+            if found {
                 lanes.stale &= !1_u32.wrapping_shl(lane.into());
-                return Ok(lane);
+                return Some(lane);
             }
         }
-        if lanes.free == 0 {
-            return Err(AttachError::NoLane);
-        }
-        let lane = lanes.free.trailing_zeros() as u8;
-        lanes.free &= lanes.free - 1;
-        Ok(lane)
-    }
-
-    /// Whether the cookies in `lane` are the program's wherever a body may still read them.
-    fn has_cookies(&self, functions: &[FunctionId], lane: u8, program: &Attachment<'_>) -> bool {
-        functions.iter().enumerate().all(|(position, id)| {
-            let unread = self.records.get(id.0).is_some_and(|record| {
-                record.lanes.load(Ordering::Relaxed) & 1_u32.wrapping_shl(lane.into()) == 0
-            });
-            let found = self.cookie(id.0, lane).map(|cookie| cookie.load(Ordering::Relaxed));
-            unread || found.is_some() && found == program.cookies.at(position)
-        })
+        None
     }
 
     fn first_entry(&self, functions: &[FunctionId]) -> Entry {
@@ -366,8 +373,7 @@ impl<E: Embedder> Engine<E> {
         }
     }
 
-    /// Writes a program's cookies where its lane has them: no body reads that lane, or they
-    /// are there already.
+    /// Writes a program's cookies where its lane has them. No body reads that lane yet.
     fn write_cookies(
         &self,
         functions: &[FunctionId],
@@ -375,10 +381,12 @@ impl<E: Embedder> Engine<E> {
         program: &Attachment<'_>,
     ) -> Outcome<(), E> {
         for (position, id) in functions.iter().enumerate() {
-            let cookie = program.cookies.at(position);
-            let cookie = cookie.ok_or(AttachError::CookieMissing { position })?;
-            let place = self.cookie(id.0, lane);
-            let place = place.ok_or(AttachError::UnknownFunction { index: id.0 })?;
+            let Some(cookie) = program.cookies.at(position) else {
+                return Err(AttachError::CookieMissing { position });
+            };
+            let Some(place) = self.cookie(id.0, lane) else {
+                return Err(AttachError::UnknownFunction { index: id.0 });
+            };
             place.store(cookie, Ordering::Relaxed);
         }
         Ok(())

@@ -51,22 +51,14 @@ impl<E: Embedder> Engine<E> {
     /// Makes what [`plan`](Self::plan) decided true of the records. Cannot fail: every set it
     /// needs has been made, and says so in its `next`.
     fn commit(&mut self, functions: &[FunctionId]) {
-        for &id in functions {
-            let Some(Change { had, from, next }) = self.change_of(id) else { continue };
-            let lanes = self.sets.get(next).map_or(0, |set| set.programs.lanes());
-            if let Some(record) = self.records.get(id.0) {
-                record.set.store(next, Ordering::Relaxed);
-                record.lanes.fetch_or(lanes, Ordering::Relaxed);
-            }
-            if had != 0
-                && let Some(old) = self.sets.get_mut(from)
-            {
-                old.users = old.users.saturating_sub(1);
-            }
-            if let Some(new) = self.sets.get_mut(next) {
-                new.users = new.users.saturating_add(1);
-            }
-        }
+        self.settle_records(
+            functions,
+            |change| change.next,
+            |had, change| Users {
+                gone: if had == 0 { None } else { Some(change.from) },
+                come: Some(change.next),
+            },
+        );
     }
 
     /// Remembers what a batch that did not land may have left behind. A core may have entered
@@ -74,41 +66,89 @@ impl<E: Embedder> Engine<E> {
     /// cookie there. So slots keep their index, for good, and lanes are taken until
     /// quiescence. Where a site is `stuck`, it may lead to its image for ever.
     fn take_back(&mut self, functions: &[FunctionId], stuck: bool) {
-        for &id in functions {
-            let Some(Change { had, from, next }) = self.change_of(id) else { continue };
-            let lanes = self.sets.get(next).map_or(0, |set| set.programs.lanes());
-            if let Some(record) = self.records.get(id.0) {
-                record.set.store(from, Ordering::Relaxed);
-                record.lanes.fetch_or(lanes, Ordering::Relaxed);
-            }
-            if had == 0
-                && let Some(old) = self.sets.get_mut(from)
+        self.settle_records(
+            functions,
+            |change| change.from,
+            |had, change| Users {
+                gone: None,
+                come: if had == 0 { Some(change.from) } else { None },
+            },
+        );
+        if stuck {
+            self.settle_records(
+                functions,
+                |change| change.from,
+                |_, change| Users { gone: None, come: Some(change.next) },
+            );
+        }
+    }
+
+    /// Gives every record its `set`, and the lanes that a core may read from now on, and
+    /// counts the sets' users.
+    fn settle_records(
+        &mut self,
+        functions: &[FunctionId],
+        set: impl Fn(&Change) -> u32,
+        users: impl Fn(u32, &Change) -> Users,
+    ) {
+        // Neighbours mostly have the same set: what is true of a set is looked up once a run.
+        let mut functions = functions.iter().peekable();
+        while let Some(&first) = functions.peek() {
+            let Some((class, had)) = self.class_and_set(*first) else {
+                functions.next();
+                continue;
+            };
+            let change = self.change_of(class, had);
+            let mut run = 0_u32;
+            while let Some(id) = functions
+                .next_if(|id| self.class_and_set(**id).is_some_and(|of_it| of_it == (class, had)))
             {
-                old.users = old.users.saturating_add(1);
+                if let (Some(change), Some(record)) = (&change, self.records.get(id.0)) {
+                    record.set.store(set(change), Ordering::Relaxed);
+                    record.lanes.fetch_or(change.lanes, Ordering::Relaxed);
+                    run += 1;
+                }
             }
-            if stuck && let Some(new) = self.sets.get_mut(next) {
-                new.users = new.users.saturating_add(1);
+            let Some(change) = change else { continue };
+            let Users { gone, come } = users(had, &change);
+            if let Some(gone) = gone.and_then(|gone| self.sets.get_mut(gone)) {
+                gone.users = gone.users.saturating_sub(run);
+            }
+            if let Some(come) = come.and_then(|come| self.sets.get_mut(come)) {
+                come.users = come.users.saturating_add(run);
             }
         }
     }
 
-    /// What the edit in progress makes of the function `id`.
-    fn change_of(&self, id: FunctionId) -> Option<Change> {
+    /// A function's class, and the set that its record names: 0 if its slot was never written.
+    fn class_and_set(&self, id: FunctionId) -> Option<(u16, u32)> {
         let (info, record) = self.functions.get(id.0).zip(self.records.get(id.0))?;
-        let had = record.set.load(Ordering::Relaxed);
-        let from = if had == 0 { self.class_of(info)?.empty } else { had };
-        let old = self.sets.get(from).filter(|set| set.stamp == self.edits)?;
-        Some(Change { had, from, next: old.next })
+        Some((info.class, record.set.load(Ordering::Relaxed)))
+    }
+
+    /// What the edit in progress makes of the functions of a class that have a set.
+    fn change_of(&self, class: u16, had: u32) -> Option<Change> {
+        let empty = || self.classes.get(usize::from(class))?.as_ref().map(|class| class.empty);
+        let from = if had == 0 { empty()? } else { had };
+        let next = self.sets.get(from).filter(|set| set.stamp == self.edits)?.next;
+        let lanes = self.sets.get(next)?.programs.lanes();
+        Some(Change { from, next, lanes })
     }
 }
 
-/// A function's set, before and after an edit.
+/// The set of some functions, before and after an edit.
 #[derive(Clone, Copy)]
 struct Change {
-    /// What its record says; 0 if its slot was never written.
-    had: u32,
     from: u32,
     next: u32,
+    /// The lanes that the image of `next` reads.
+    lanes: u32,
+}
+
+/// The sets that lose and get users.
+struct Users {
+    gone: Option<u32>,
+    come: Option<u32>,
 }
 
 /// Checks the first `count` of `pokes` as a batch. If that fails, the others, which an earlier

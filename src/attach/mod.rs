@@ -31,6 +31,7 @@ mod edit;
 mod engine;
 mod error;
 mod function;
+mod image;
 mod land;
 mod plan;
 mod prepare;

@@ -207,16 +207,15 @@ impl HostText {
     fn plan(&mut self, pokes: &[Poke]) -> Result<(), TextError> {
         self.windows.fill(0..0);
         self.elsewhere = false;
-        for poke in pokes {
-            let site = poke.site.get();
-            let index = self.find(site, SITE_LEN as u64)?;
-            if let Some(window) = self.windows.get_mut(index) {
-                let (start, end) = (site.saturating_sub(BEFORE), site.saturating_add(BEHIND));
-                *window = if window.is_empty() {
-                    start..end
-                } else {
-                    window.start.min(start)..window.end.max(end)
-                };
+        let lowest = pokes.iter().map(|poke| poke.site.get()).min();
+        let highest = pokes.iter().map(|poke| poke.site.get()).max();
+        let Some((lowest, highest)) = lowest.zip(highest) else { return Ok(()) };
+        // Most batches are of one module.
+        if self.find(lowest, SITE_LEN as u64)? == self.find(highest, SITE_LEN as u64)? {
+            self.widen(lowest, highest)?;
+        } else {
+            for poke in pokes {
+                self.widen(poke.site.get(), poke.site.get())?;
             }
         }
         for (window, segment) in self.windows.iter_mut().zip(&self.segments) {
@@ -228,6 +227,20 @@ impl HostText {
                 let end = window.end.min(segment.range.end).next_multiple_of(PAGE);
                 *window = start..end;
             }
+        }
+        Ok(())
+    }
+
+    /// Widens a segment's window to what the sites from `lowest` to `highest` need.
+    fn widen(&mut self, lowest: u64, highest: u64) -> Result<(), TextError> {
+        let index = self.find(lowest, SITE_LEN as u64)?;
+        if let Some(window) = self.windows.get_mut(index) {
+            let (start, end) = (lowest.saturating_sub(BEFORE), highest.saturating_add(BEHIND));
+            *window = if window.is_empty() {
+                start..end
+            } else {
+                window.start.min(start)..window.end.max(end)
+            };
         }
         Ok(())
     }
@@ -377,6 +390,7 @@ pub(super) fn can_store_pair(address: u64) -> bool {
 /// # Safety
 /// The pair at `to` is in the middle of aligned 16 bytes that can be read and written, and
 /// that nobody else writes meanwhile.
+#[cold]
 unsafe fn store_pair_in_16(to: *mut u8, [first, second]: [u8; 2]) {
     let block = to.map_addr(|address| address & !15).cast::<[u8; 16]>();
     // SAFETY: readable (contract), and bytes need no alignment.

@@ -50,12 +50,14 @@ impl Steps for ShortJump {
         !text.can_store_pair(site.get())
     }
 
+    #[inline]
     unsafe fn guard<T: Text>(text: &mut T, site: PatchSite) -> Result<(), T::Error> {
         // SAFETY: the site is open (contract), and `Batch::check` refused one that straddles.
         // A core sees the old instruction or the whole jump, both of which are instructions.
         unsafe { text.store_pair(site.get(), JUMP_OVER_TAIL) }
     }
 
+    #[inline]
     unsafe fn tail<T: Text>(
         text: &mut T,
         site: PatchSite,
@@ -67,6 +69,7 @@ impl Steps for ShortJump {
         unsafe { text.store_unexecuted(site.get().wrapping_add(2), tail) }
     }
 
+    #[inline]
     unsafe fn head<T: Text>(
         text: &mut T,
         site: PatchSite,
@@ -89,11 +92,13 @@ impl Steps for Breakpoint {
         false
     }
 
+    #[inline]
     unsafe fn guard<T: Text>(text: &mut T, site: PatchSite) -> Result<(), T::Error> {
         // SAFETY: the site is open (contract); one byte is always one access.
         unsafe { text.store_byte(site.get(), INT3) }
     }
 
+    #[inline]
     unsafe fn tail<T: Text>(
         text: &mut T,
         site: PatchSite,
@@ -105,6 +110,7 @@ impl Steps for Breakpoint {
         unsafe { text.store_unexecuted(site.get().wrapping_add(1), tail) }
     }
 
+    #[inline]
     unsafe fn head<T: Text>(
         text: &mut T,
         site: PatchSite,

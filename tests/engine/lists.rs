@@ -238,15 +238,17 @@ fn a_lane_that_has_the_cookies_already_is_used_again_at_once() {
         assert_eq!(again, first);
         bench.detach(&[0, 1], again).unwrap();
     }
-    // Function 2 never used the lane: what stands there is nobody's.
+    // Function 2 does not have its cookie there.
     let three = program(target(0), Cookies::Each(&[7, 8, 9]));
     let wider = bench.attach(&[0, 1, 2], &[three]).unwrap();
-    assert_eq!(wider, first);
+    assert_ne!(wider, first);
     assert_eq!(bench.runs(2), [run(target(0), 9)]);
-    // While the lane is in use, it is nobody else's, whatever its cookies.
+    // While a lane is in use, it is nobody else's, whatever its cookies.
     let beside = bench.attach(&[0, 1], &[wanted]).unwrap();
-    assert_ne!(beside, wider);
-    bench.detach(&[0, 1, 2], wider).unwrap();
+    assert_eq!(beside, first);
+    let third = bench.attach(&[0, 1], &[wanted]).unwrap();
+    assert!(third != first && third != wider);
+    bench.detach(&[0, 1], beside).unwrap();
     // One other cookie, and it must wait.
     let other = program(target(0), Cookies::Each(&[7, 80]));
     let other = bench.attach(&[0, 1], &[other]).unwrap();
