@@ -12,7 +12,7 @@ use super::memory::MemoryError;
 use super::text::TextError;
 use super::threads::ThreadsError;
 use crate::attach;
-use crate::patch::Conflict;
+use crate::patch::{Conflict, PatchError};
 
 /// What the operating system refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +174,14 @@ impl fmt::Display for AttachError {
 }
 
 impl core::error::Error for AttachError {}
+
+impl AttachError {
+    /// Whether a patch site may lead to the programs for ever.
+    pub(super) fn is_stuck(&self) -> bool {
+        let Self::Engine { cause, .. } = self else { return false };
+        matches!(**cause, attach::AttachError::Patch(PatchError::Stuck { .. }))
+    }
+}
 
 /// Why programs are still attached, and the link that says where.
 #[derive(Debug)]

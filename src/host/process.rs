@@ -123,17 +123,28 @@ impl Process {
             return Err(AttachError::OwnFunction { function: function.to_string() });
         }
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
-        let lanes = self.locked(|state| {
+        let attached = self.locked(|state| {
             state.operate(&ids, |engine, pokes| {
                 // SAFETY: programs have the right signature (`Program` makes no others) and say
                 // truly what they do to vectors; the engine knows the functions as they were
-                // found; data stays with the link, and then with what is retired. The rest is
-                // the caller's contract.
+                // found; data stays with the link, and then with what is retired, as it does
+                // below if this fails. The rest is the caller's contract.
                 unsafe { engine.attach(&ids, &attachments, pokes) }
             })
-        })?;
+        });
         let keep = programs.into_iter().filter_map(|program| program.keep).collect();
-        Ok(Link::new(self, ids, lanes, keep))
+        match attached {
+            Ok(lanes) => Ok(Link::new(self, ids, lanes, keep)),
+            Err(error) => {
+                // A thread may have entered a program before everything was taken back.
+                if error.is_stuck() {
+                    mem::forget(keep);
+                } else {
+                    self.locked(|state| state.retire(&ids, keep));
+                }
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn detach(

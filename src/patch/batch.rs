@@ -116,7 +116,7 @@ pub enum PatchError<T, C> {
     /// The cores could not be synchronised. Every site holds its old bytes again.
     Synchronise(C),
     /// A failure could not be taken back, because taking it back failed too. From this site
-    /// on, sites may still be guarded: with the short jump they behave as if unhooked.
+    /// on, sites may still be guarded, and before it some may hold their new instruction.
     Stuck {
         /// The first site that may still be guarded.
         site: PatchSite,
