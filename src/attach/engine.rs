@@ -132,6 +132,27 @@ impl<E: Embedder> Engine<E> {
         Err(AttachError::UnknownFunction { index })
     }
 
+    /// Forgets functions, whose indexes may then be given to others.
+    ///
+    /// # Safety
+    /// No core runs or will run the functions, their thunks or an image they led to, or has
+    /// one of them as a return address: their text is gone, and all is [quiescent](Self::quiesced).
+    pub unsafe fn forget(&mut self, functions: &[FunctionId]) {
+        for &id in functions {
+            let known = self.functions.get_mut(id.0).filter(|info| info.nop().is_some());
+            let Some((info, record)) = known.zip(self.records.get(id.0)) else { continue };
+            info.set_nop(None);
+            record.cookie.store(0, Ordering::Relaxed);
+            record.lanes.store(0, Ordering::Relaxed);
+            let set = record.set.swap(0, Ordering::Relaxed);
+            if let Some(set) = self.sets.get_mut(set).filter(|_| set != 0) {
+                set.users = set.users.saturating_sub(1);
+            }
+            // SAFETY: registered until now, and nothing finds it any more (contract).
+            unsafe { self.records.release(id.0) };
+        }
+    }
+
     /// The class of these functions, made if it is new.
     fn class(&mut self, layout: &EntryLayout, region: Region) -> Outcome<u16, E> {
         let is_it = |class: &Class| class.layout == *layout && class.region == region;

@@ -15,7 +15,7 @@
 //!   set and its image, in which programs are called directly.
 //! * A *lane* is where a program's cookie for each function stands. A set's image has the
 //!   lanes of its programs built in.
-//! * Attaching, detaching, enabling and disabling are all the same: an [edit](Edit) of every
+//! * Attaching, detaching, enabling and disabling are all the same: an edit of every
 //!   function's list, which gives each function another set, and one batch of patches.
 //!
 //! The [`Engine`] allocates nothing and knows no operating system: an [`Embedder`] gives it

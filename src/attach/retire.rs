@@ -25,14 +25,10 @@ impl<E: Embedder> Engine<E> {
         }
         let mut freed = 0;
         for number in 1..self.sets.bound() {
-            let unused = |class: u16, number: u32| {
-                self.classes
-                    .get(usize::from(class))
-                    .and_then(Option::as_ref)
-                    .is_none_or(|class| class.empty != number)
-            };
             let Some(set) = self.sets.get(number) else { break };
-            if !set.live || set.users != 0 || !unused(set.class, number) {
+            let class = self.classes.get(usize::from(set.class)).and_then(Option::as_ref);
+            let is_empty_set = class.is_some_and(|class| class.empty == number);
+            if !set.live || set.users != 0 || is_empty_set {
                 continue;
             }
             let (image, size) = (set.image, set.image_size as usize);

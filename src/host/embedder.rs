@@ -52,6 +52,12 @@ impl HostImages {
         }
     }
 
+    /// Whether a region can still give `size` bytes.
+    pub(super) fn has_room(&self, region: Region, size: usize) -> bool {
+        let arenas = self.regions.get(usize::from(region.0));
+        arenas.is_some_and(|arenas| arenas.iter().any(|arena| arena.largest() >= size))
+    }
+
     /// Where emitted code may be, sorted and apart from each other.
     pub(super) fn ranges(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<_> = self.regions.iter().flatten().map(Arena::range).collect();

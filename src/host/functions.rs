@@ -19,6 +19,8 @@ pub(super) struct KnownModule {
     pub ids: Vec<FunctionId>,
     /// Which image memory they reach.
     pub region: Region,
+    /// Positions in `module.functions` of functions of this library itself.
+    pub own: Vec<u32>,
 }
 
 /// Every module that is known, as of one moment.
@@ -147,6 +149,18 @@ impl Functions {
         let index = pick.function as usize;
         let found = known.module.functions.get(index)?;
         Some(Function { known, found, id: *known.ids.get(index)? })
+    }
+
+    /// The first one that is a function of this library itself.
+    pub(super) fn first_own(&self) -> Option<Function<'_>> {
+        if self.catalogue.iter().all(|known| known.own.is_empty()) {
+            return None;
+        }
+        let own = |pick: &&Pick| {
+            let known = self.catalogue.get(pick.module as usize);
+            known.is_some_and(|known| known.own.contains(&pick.function))
+        };
+        self.picks.iter().find(own).and_then(|&pick| self.get(pick))
     }
 
     /// Their ids, in order.

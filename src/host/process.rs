@@ -1,50 +1,21 @@
 //! The front door: this process, its functions, and what is attached to them.
 
 use core::fmt;
-use core::ops::Range;
-use core::time::Duration;
-use std::boxed::Box;
-use std::string::{String, ToString};
+use std::string::ToString;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
 use std::vec::Vec;
 
-use super::cores::Membarrier;
 use super::discover::{self, Module};
-use super::embedder::{Host, HostImages, HostTables};
-use super::error::{AttachError, FindError, HostError, OpenError, Stopped, SynchronizeError};
-use super::functions::{Catalogue, Functions, KnownModule};
+use super::error::{AttachError, FindError, OpenError, SynchronizeError};
+use super::functions::Functions;
 use super::link::Link;
-use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program, Programs};
-use super::text::HostText;
-use super::threads::{self, ThreadsError, Verdict};
-use crate::addr::Entry;
-use crate::attach::{self, Engine, FunctionId, FunctionSpec, Lanes, Parts, Region};
-use crate::emit::x86_64::THUNK_SIZE;
-use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
-
-/// Bytes of an arena, besides the thunks that its module may need.
-const ARENA: usize = 64 << 10;
-
-/// How long [`Process::synchronize`] waits for a thread that is inside.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Only the breakpoint protocol asks it, and a process uses the short jump.
-static TRAPS: TrapResolver = TrapResolver::new();
+use super::state::State;
+use crate::attach::{FunctionId, Lanes};
 
 /// This process. There is one, because there is one text.
 pub struct Process {
     state: Mutex<State>,
-}
-
-struct State {
-    engine: Engine<Host>,
-    catalogue: Arc<Catalogue>,
-    /// The text of each region.
-    regions: Vec<Range<u64>>,
-    /// Closures that were detached, and may still be running.
-    retired: Vec<Keep>,
 }
 
 impl fmt::Debug for Process {
@@ -58,7 +29,7 @@ impl Process {
     ///
     /// Call it early. gcc leaves five one-byte nops at a patch site, which become one
     /// instruction here; while no other thread runs, that needs nothing. Otherwise every
-    /// other thread is [stopped](threads) for a moment, to see that none is between two of
+    /// other thread is [stopped](super::threads) for a moment, to see that none is between two of
     /// the nops. Where that is impossible, the functions concerned stay as they are, and
     /// attaching to them tries again and says why it cannot.
     ///
@@ -148,8 +119,10 @@ impl Process {
     ) -> Result<Link, AttachError> {
         let programs = programs.into_programs();
         let ids = functions.ids();
+        if let Some(function) = functions.first_own() {
+            return Err(AttachError::OwnFunction { function: function.to_string() });
+        }
         let mut state = self.lock();
-        state.refuse_own(functions)?;
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
         let lanes = state.operate(&ids, |engine, pokes| {
             // SAFETY: programs have the right signature (`Program` makes no others) and say
@@ -193,7 +166,7 @@ impl Process {
     /// then drops the closures and frees the code that nothing leads to any more.
     ///
     /// Every other thread is stopped for a moment and looked at, with a signal that nothing
-    /// else uses; [`threads`] says what that means for them. Call it when detached closures
+    /// else uses; [`threads`](super::threads) says what that means for them. Call it when detached closures
     /// hold on to something, or before unloading a library that programs are in. It also runs
     /// by itself when an attachment needs room that only retiring can give.
     ///
@@ -214,256 +187,4 @@ impl Process {
         // A panic under the lock leaves the engine whole: its operations have no half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl State {
-    fn new() -> Result<Self, OpenError> {
-        let parts = Parts {
-            text: HostText::default(),
-            cores: Membarrier::register()?,
-            images: HostImages::default(),
-            tables: HostTables::default(),
-        };
-        Ok(Self {
-            engine: Engine::new(parts, Protocol::ShortJump, &TRAPS)?,
-            catalogue: Arc::default(),
-            regions: Vec::new(),
-            retired: Vec::new(),
-        })
-    }
-
-    fn refresh(&mut self) -> Result<(), OpenError> {
-        let known: Vec<_> =
-            self.catalogue.iter().map(|known| known.module.identity.clone()).collect();
-        let mut catalogue = Catalogue::clone(&self.catalogue);
-        let mut fresh = Vec::new();
-        for module in discover::modules_except(&known)?.modules {
-            let known = self.register(module)?;
-            fresh.extend_from_slice(&known.ids);
-            catalogue.push(Arc::new(known));
-            self.catalogue = Arc::new(catalogue.clone());
-        }
-        // What cannot be prepared now is tried again, and reported, when it is attached to.
-        let _ = self.prepare(&fresh);
-        Ok(())
-    }
-
-    /// Tells the engine of a module's functions, and gives them image memory.
-    fn register(&mut self, module: Module) -> Result<KnownModule, OpenError> {
-        let region = Region(0);
-        if module.functions.is_empty() {
-            return Ok(KnownModule { module, ids: Vec::new(), region });
-        }
-        let region = u16::try_from(self.regions.len()).map_err(|_| OpenError::TooManyModules)?;
-        let region = Region(region);
-        let start = module.text.iter().map(|range| range.start).min().unwrap_or(0);
-        let end = module.text.iter().map(|range| range.end).max().unwrap_or(0);
-        let unpadded = |function: &&discover::Function| function.layout.slot_kind().is_none();
-        let thunks = module.functions.iter().filter(unpadded).count() * THUNK_SIZE;
-        for range in &module.text {
-            // SAFETY: the module is loaded, and its users see to it that it stays
-            // (`Process::attach`).
-            unsafe { self.engine.parts_mut().text.add(range.clone(), &module.name) }?;
-        }
-        self.regions.push(start..end);
-        self.add_arena(region, ARENA + thunks)?;
-        let mut ids = Vec::with_capacity(module.functions.len());
-        for function in &module.functions {
-            ids.push(self.engine.register(&FunctionSpec {
-                entry: function.entry,
-                layout: function.layout,
-                nop: function.nop,
-                region,
-            })?);
-        }
-        Ok(KnownModule { module, ids, region })
-    }
-
-    fn add_arena(&mut self, region: Region, bytes: usize) -> Result<(), HostError> {
-        let text = self.regions.get(usize::from(region.0)).cloned().unwrap_or(0..0);
-        let arena = Arena::reserve(&text, bytes)?;
-        let parts = self.engine.parts_mut();
-        // SAFETY: an arena is never unmapped, and its writable mapping is as long.
-        unsafe { parts.text.add_written_elsewhere(arena.range(), arena.written_at()) }?;
-        parts.images.add(region, arena);
-        Ok(())
-    }
-
-    /// Makes these functions' patch sites one instruction each.
-    fn prepare(&mut self, functions: &[FunctionId]) -> Result<(), attach::AttachError<HostError>> {
-        let mut pokes = std::vec![Poke::EMPTY; functions.len()];
-        // SAFETY: the functions are as they were found, and their modules are loaded; `settle`
-        // looks at every thread.
-        unsafe { self.engine.prepare(functions, &mut pokes, settle) }
-    }
-
-    /// Refuses functions that run whenever a program does.
-    fn refuse_own(&self, functions: &Functions) -> Result<(), AttachError> {
-        let own = |function: &super::Function<'_>| {
-            let mangled = function.full_name().mangled();
-            mangled.is_some_and(|mangled| mangled.contains("6fentry")) && is_own(&function.name())
-        };
-        match functions.iter().find(own) {
-            Some(function) => Err(AttachError::OwnFunction { function: function.to_string() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Runs one of the engine's operations, making room for it and preparing sites if that is
-    /// what it lacks.
-    fn operate<T>(
-        &mut self,
-        functions: &[FunctionId],
-        mut operation: impl FnMut(
-            &mut Engine<Host>,
-            &mut [Poke],
-        ) -> Result<T, attach::AttachError<HostError>>,
-    ) -> Result<T, AttachError> {
-        let mut pokes = std::vec![Poke::EMPTY; self.engine.pokes_needed(functions)];
-        let mut tried = Tried::default();
-        loop {
-            let error = match operation(&mut self.engine, &mut pokes) {
-                Ok(result) => return Ok(result),
-                Err(error) => error,
-            };
-            let again = match &error {
-                attach::AttachError::Images(HostError::Memory(MemoryError::Full { .. })) => {
-                    let region = self.region_of(functions);
-                    !core::mem::replace(&mut tried.arena, true)
-                        && region.is_some_and(|region| self.add_arena(region, ARENA).is_ok())
-                }
-                attach::AttachError::NoLane => {
-                    !core::mem::replace(&mut tried.quiesced, true) && self.quiesce().is_ok()
-                }
-                attach::AttachError::NotPrepared { entry }
-                    if !core::mem::replace(&mut tried.prepared, true) =>
-                {
-                    if let Err(attach::AttachError::Text(cause)) = self.prepare(functions) {
-                        let function = self.name_at(*entry).unwrap_or_default();
-                        let cause = Box::new(cause);
-                        return Err(AttachError::NotPrepared { function, cause });
-                    }
-                    true
-                }
-                _ => false,
-            };
-            if !again {
-                return Err(self.explain(error, &pokes));
-            }
-        }
-    }
-
-    /// The region of these functions that has no image memory left.
-    fn region_of(&self, functions: &[FunctionId]) -> Option<Region> {
-        let first = functions.first()?;
-        self.catalogue.iter().find(|known| known.ids.contains(first)).map(|known| known.region)
-    }
-
-    /// Names the functions that an error is about.
-    fn explain(&self, cause: attach::AttachError<HostError>, pokes: &[Poke]) -> AttachError {
-        use attach::AttachError as Cause;
-        if let Cause::Patch(PatchError::Check(CheckError::Conflicts { .. })) = &cause {
-            let stopped = pokes.iter().filter_map(Poke::conflict).map(|conflict| Stopped {
-                function: self.name_around(conflict.site().get()).unwrap_or_default(),
-                conflict,
-            });
-            return AttachError::Stopped(stopped.collect());
-        }
-        let function = match &cause {
-            Cause::TooManyPrograms { entry }
-            | Cause::NotAttached { entry }
-            | Cause::NotPrepared { entry } => self.name_at(*entry),
-            Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),
-            Cause::Patch(PatchError::Store { site, .. } | PatchError::Stuck { site }) => {
-                self.name_around(site.get())
-            }
-            Cause::Patch(PatchError::Check(
-                CheckError::Duplicate { site } | CheckError::Read { site, .. },
-            )) => self.name_around(site.get()),
-            _ => None,
-        };
-        AttachError::Engine { function, cause: Box::new(cause) }
-    }
-
-    /// The name of the function at `entry`, with its module's.
-    fn name_at(&self, entry: Entry) -> Option<String> {
-        self.catalogue.iter().find_map(|known| {
-            let function = known.module.at(entry)?;
-            Some(std::format!("{} ({})", known.module.name_of(function), known.module.name))
-        })
-    }
-
-    /// The name of the function whose padding or code `address` is in.
-    fn name_around(&self, address: u64) -> Option<String> {
-        self.catalogue.iter().find_map(|known| {
-            let after = known.module.functions.partition_point(|function| {
-                let padding = u64::from(function.layout.padding());
-                function.entry.get().saturating_sub(padding) <= address
-            });
-            let function = known.module.functions.get(after.checked_sub(1)?)?;
-            let name = std::format!("{} ({})", known.module.name_of(function), known.module.name);
-            let text = known.module.text.iter().any(|range| range.contains(&address));
-            text.then_some(name)
-        })
-    }
-
-    /// Waits until no thread is in emitted code, and lets the engine free what is unused.
-    fn quiesce(&mut self) -> Result<(), SynchronizeError> {
-        let watched = self.engine.parts().images.ranges();
-        let patience = Instant::now() + PATIENCE;
-        let outside = |seen: &threads::Seen| {
-            if seen.is_outside() { Verdict::LEAVE } else { Verdict::REFUSE }
-        };
-        loop {
-            match threads::inspect(&watched, outside) {
-                Ok(_) => break,
-                Err(cause @ ThreadsError::Refused { .. }) => {
-                    if Instant::now() > patience {
-                        return Err(SynchronizeError::Inside { cause });
-                    }
-                }
-                Err(cause) => return Err(SynchronizeError::Threads(cause)),
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // SAFETY: after the last detach, under the lock that is still held, every thread has
-        // been seen outside of all emitted code, and without a return address there: so it is
-        // in no program either.
-        unsafe { self.engine.quiesced() };
-        Ok(())
-    }
-}
-
-/// What an operation has been tried again for.
-#[derive(Default)]
-struct Tried {
-    arena: bool,
-    quiesced: bool,
-    prepared: bool,
-}
-
-/// Whether a demangled name is one of this library's.
-fn is_own(name: &str) -> bool {
-    name.starts_with("fentry::") || name.starts_with("<fentry::")
-}
-
-/// Sees to it that no thread is between two of the nops that stood at these sites, by moving
-/// those that are to the end of the site.
-fn settle(pokes: &[Poke]) -> Result<(), HostError> {
-    let sites: Vec<_> = pokes
-        .iter()
-        .map(|poke| {
-            let start = poke.site.get();
-            start..start.saturating_add(poke.old.len() as u64)
-        })
-        .collect();
-    threads::inspect(&sites, |seen| match (&seen.inside, seen.instruction) {
-        _ if seen.on_stack.is_some() || seen.alternate_stack => Verdict::REFUSE,
-        (Some(site), Some(at)) if at != site.start => {
-            // SAFETY: what is left of the site are nops, which change nothing.
-            unsafe { Verdict::move_to(site.end) }
-        }
-        _ => Verdict::LEAVE,
-    })?;
-    Ok(())
 }

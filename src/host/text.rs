@@ -50,6 +50,8 @@ pub struct HostText {
     /// For each segment, the pages opened; empty where none.
     windows: Vec<Range<u64>>,
     open: bool,
+    /// Whether a site of the open batch is written elsewhere than where it runs.
+    elsewhere: bool,
     /// The segment that the last address was in: batches come sorted.
     last: AtomicUsize,
 }
@@ -74,7 +76,7 @@ impl HostText {
             }
         }
         let windows = std::vec![0..0; segments.len()];
-        Ok(Self { segments, windows, open: false, last: AtomicUsize::new(0) })
+        Ok(Self { segments, windows, open: false, elsewhere: false, last: AtomicUsize::new(0) })
     }
 
     /// Adds a segment of text that is mapped `R|X`.
@@ -105,6 +107,20 @@ impl HostText {
         self.insert(range, "emitted code", distance)
     }
 
+    /// Forgets the segments in `range`, which may be unmapped already.
+    ///
+    /// # Errors
+    /// [`TextError::AlreadyOpen`].
+    pub fn remove(&mut self, range: &Range<u64>) -> Result<(), TextError> {
+        if self.open {
+            return Err(TextError::AlreadyOpen);
+        }
+        let inside = |at: u64| range.start <= at && at < range.end;
+        self.segments.retain(|segment| !inside(segment.range.start));
+        self.windows.truncate(self.segments.len());
+        Ok(())
+    }
+
     fn insert(&mut self, range: Range<u64>, name: &str, written_at: u64) -> Result<(), TextError> {
         if self.open {
             return Err(TextError::AlreadyOpen);
@@ -125,6 +141,9 @@ impl HostText {
     /// Where the byte at `address` is written.
     #[inline]
     fn written(&self, address: u64) -> *mut u8 {
+        if !self.elsewhere {
+            return with_exposed_provenance_mut(address as usize);
+        }
         // A store is only asked for inside what was opened, so the segment is known; were it
         // not, the address itself would be right for all text but emitted code.
         let distance = self.find(address, 1).ok().and_then(|found| self.segments.get(found));
@@ -187,6 +206,7 @@ impl HostText {
     /// Works out the pages to open in each segment.
     fn plan(&mut self, pokes: &[Poke]) -> Result<(), TextError> {
         self.windows.fill(0..0);
+        self.elsewhere = false;
         for poke in pokes {
             let site = poke.site.get();
             let index = self.find(site, SITE_LEN as u64)?;
@@ -201,6 +221,7 @@ impl HostText {
         }
         for (window, segment) in self.windows.iter_mut().zip(&self.segments) {
             if segment.written_at != 0 {
+                self.elsewhere |= !window.is_empty();
                 *window = 0..0;
             } else if !window.is_empty() {
                 let start = window.start.max(segment.range.start) / PAGE * PAGE;
@@ -241,11 +262,11 @@ fn protect(pages: &Range<u64>, protection: Protection) -> Result<(), Errno> {
     unsafe { mprotect(start, (pages.end - pages.start) as usize, flags) }
 }
 
-// SAFETY: `open` asks for the segment's own protection (or more) in one `mprotect` a segment, which
-// replaces the protection of a page at once and keeps `X`. `store_byte` is an atomic byte
-// store, `store_pair` one 16-bit store, which is one access where it stays in an aligned
-// 8-byte word (Intel SDM volume 3, 10.1.1 "Guaranteed Atomic Operations"; AMD APM volume 2, 7.3.2). x86-64 makes the
-// stores of a core visible in program order (SDM volume 3, 10.2.2). No store returns an error.
+// SAFETY: `open` asks for the segment's own protection (or more) in one `mprotect` a segment,
+// which replaces the protection of a page at once and keeps `X`. `store_byte` is an atomic
+// byte store, and `store_pair` the one store that `can_store_pair` argues for. x86-64 makes
+// the stores of a core visible in program order (Intel SDM volume 3, 10.2.2). No store returns
+// an error.
 unsafe impl Text for HostText {
     type Error = TextError;
 
@@ -302,10 +323,19 @@ unsafe impl Text for HostText {
         Ok(())
     }
 
+    fn can_store_pair(&self, address: u64) -> bool {
+        can_store_pair(address)
+    }
+
     #[inline]
     unsafe fn store_pair(&mut self, address: u64, bytes: [u8; 2]) -> Result<(), TextError> {
-        debug_assert!(address % 8 != 7, "{address:#x} and the next byte are in two 8-byte words");
         let to = self.written(address);
+        if address % 8 == 7 {
+            // SAFETY: the pair is in the middle of aligned 16 bytes (contract), which are of
+            // one page that `open` has made writable.
+            unsafe { store_pair_in_16(to, bytes) };
+            return Ok(());
+        }
         // SAFETY: the caller names two bytes of a window that `open` has made writable. The
         // store may be at an odd address, which no Rust atomic allows and the instruction does.
         unsafe {
@@ -331,6 +361,38 @@ unsafe impl Text for HostText {
             unsafe { to.add(offset).write_volatile(byte) };
         }
         Ok(())
+    }
+}
+
+/// Whether a store of the two bytes at `address` is one access: inside an aligned 8-byte word
+/// always, inside aligned 16 bytes on a CPU with AVX, whose aligned 16-byte stores are atomic
+/// (Intel SDM volume 3, 10.1.1; AMD APM volume 2, 7.3.2).
+pub(super) fn can_store_pair(address: u64) -> bool {
+    address % 8 != 7 || address % 16 != 15 && std::is_x86_feature_detected!("avx")
+}
+
+/// Stores a pair across the middle of aligned 16 bytes, by storing all 16 at once. The other
+/// 14 get what they had; whoever writes text has it to itself.
+///
+/// # Safety
+/// The pair at `to` is in the middle of aligned 16 bytes that can be read and written, and
+/// that nobody else writes meanwhile.
+unsafe fn store_pair_in_16(to: *mut u8, [first, second]: [u8; 2]) {
+    let block = to.map_addr(|address| address & !15).cast::<[u8; 16]>();
+    // SAFETY: readable (contract), and bytes need no alignment.
+    let mut bytes = unsafe { block.read_volatile() };
+    let [_, _, _, _, _, _, _, at_7, at_8, ..] = &mut bytes;
+    (*at_7, *at_8) = (first, second);
+    // SAFETY: aligned and writable (contract). Assembly, so that it is this one store.
+    unsafe {
+        core::arch::asm!(
+            "movdqu {all}, xmmword ptr [{bytes}]",
+            "movdqa xmmword ptr [{block}], {all}",
+            bytes = in(reg) &raw const bytes,
+            block = in(reg) block,
+            all = out(xmm_reg) _,
+            options(nostack, preserves_flags),
+        );
     }
 }
 

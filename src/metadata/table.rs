@@ -99,8 +99,9 @@ impl<T: Element> Table<T> {
 
 #[cfg(test)]
 mod tests {
+    use core::alloc::Layout;
     use core::ptr::NonNull;
-    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::alloc::{alloc_zeroed, dealloc};
     use std::vec::Vec;
 
     use super::*;

@@ -20,7 +20,7 @@ pub enum Conflict {
         /// What was found.
         found: [u8; SITE_LEN],
     },
-    /// The site's first two bytes lie in two 8-byte words, so they cannot be stored at once.
+    /// The site's first two bytes cannot be stored at once, as the short jump needs it.
     Straddles {
         /// The site.
         site: PatchSite,
@@ -47,8 +47,8 @@ impl Display for Conflict {
             ),
             Self::Straddles { site } => write!(
                 f,
-                "the first two bytes at {site} lie in two 8-byte words: align functions to an \
-                 even address, or use the breakpoint protocol"
+                "the first two bytes at {site} cannot be stored at once: align functions \
+                 (-falign-functions=16), or use the breakpoint protocol"
             ),
         }
     }
@@ -191,8 +191,8 @@ impl<'a> Batch<'a> {
     pub fn check<T: Text>(self, text: &T) -> Result<CheckedBatch<'a>, CheckError<T::Error>> {
         let Self { protocol, pokes } = self;
         let straddles = match protocol {
-            Protocol::ShortJump => ShortJump::straddles,
-            Protocol::Breakpoint => Breakpoint::straddles,
+            Protocol::ShortJump => ShortJump::straddles::<T>,
+            Protocol::Breakpoint => Breakpoint::straddles::<T>,
         };
         if !pokes.is_sorted_by(|a, b| a.site < b.site) {
             pokes.sort_unstable_by_key(|poke| poke.site);
@@ -209,7 +209,7 @@ impl<'a> Batch<'a> {
                 .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
             poke.state = if found != poke.old {
                 PokeState::Changed
-            } else if straddles(poke.site) {
+            } else if straddles(text, poke.site) {
                 PokeState::Straddles
             } else {
                 continue;

@@ -23,7 +23,7 @@
 //! * [`ShortJump`](Protocol::ShortJump) needs no trap, so it is what a process uses: a thread
 //!   that blocks `SIGTRAP` and meets an `int3` is killed. While it runs, calls pass the site
 //!   without running what the site calls. Its first two bytes are one store, and therefore
-//!   must lie in one aligned 8-byte word.
+//!   must lie where the embedder can [store a pair](Text::can_store_pair).
 //! * [`Breakpoint`](Protocol::Breakpoint) works at any alignment. A core that traps is told
 //!   by a [`TrapResolver`] to behave as the new instruction would.
 //!
@@ -137,10 +137,18 @@ pub unsafe trait Text {
     /// The embedder's; then the byte is as before.
     unsafe fn store_byte(&mut self, address: u64, byte: u8) -> Result<(), Self::Error>;
 
+    /// Whether the two bytes at `address` can be stored in one access: by default, whether
+    /// they lie in one aligned 8-byte word (Intel SDM volume 3, 10.1.1; AMD APM volume 2,
+    /// 7.3.2).
+    fn can_store_pair(&self, address: u64) -> bool {
+        address % 8 != 7
+    }
+
     /// Stores two bytes in one access.
     ///
     /// # Safety
-    /// As [`store_byte`](Text::store_byte), and the two bytes lie in one aligned 8-byte word.
+    /// As [`store_byte`](Text::store_byte), and [`can_store_pair`](Text::can_store_pair) says
+    /// so of `address`.
     ///
     /// # Errors
     /// The embedder's; then both bytes are as before.

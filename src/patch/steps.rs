@@ -6,7 +6,7 @@ use crate::addr::PatchSite;
 /// One protocol: how it keeps cores from a site's tail, and which bytes are the tail.
 pub(super) trait Steps {
     /// Whether the bytes that guard `site` cannot be stored in one access.
-    fn straddles(site: PatchSite) -> bool;
+    fn straddles<T: Text>(text: &T, site: PatchSite) -> bool;
 
     /// Pass 1: makes the start of the site keep cores away from its tail.
     ///
@@ -46,8 +46,8 @@ pub(super) struct ShortJump;
 const JUMP_OVER_TAIL: [u8; 2] = [0xeb, (SITE_LEN - 2) as u8];
 
 impl Steps for ShortJump {
-    fn straddles(site: PatchSite) -> bool {
-        site.get() % 8 == 7
+    fn straddles<T: Text>(text: &T, site: PatchSite) -> bool {
+        !text.can_store_pair(site.get())
     }
 
     unsafe fn guard<T: Text>(text: &mut T, site: PatchSite) -> Result<(), T::Error> {
@@ -85,7 +85,7 @@ pub(super) struct Breakpoint;
 pub(super) const INT3: u8 = 0xcc;
 
 impl Steps for Breakpoint {
-    fn straddles(_: PatchSite) -> bool {
+    fn straddles<T: Text>(_: &T, _: PatchSite) -> bool {
         false
     }
 

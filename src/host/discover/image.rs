@@ -141,7 +141,7 @@ impl Loaded {
 fn build_id_in(notes: &[u8]) -> Option<Vec<u8>> {
     // Four is the alignment of a build id's note. Those aligned to eight, which can stand
     // beside it, have lengths that are multiples of eight anyway.
-    let notes = NoteIterator::<Elf>::new(LE, 4_u64.into(), notes).ok()?;
+    let notes = NoteIterator::<Elf>::new(LE, 4, notes).ok()?;
     let is_id = |n: &object::read::elf::Note<'_, Elf>| {
         n.name() == ELF_NOTE_GNU && n.n_type(LE) == NT_GNU_BUILD_ID
     };

@@ -1,16 +1,17 @@
 //! The modules of the running process, as its dynamic loader lists them.
 
-use core::ffi::{c_int, c_void};
+use core::any::Any;
+use core::ffi::{CStr, c_int, c_void};
 use core::ops::Range;
+use core::panic::AssertUnwindSafe;
 use core::ptr;
-use std::any::Any;
 use std::borrow::ToOwned;
 use std::boxed::Box;
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::string::String;
 use std::vec::Vec;
@@ -40,7 +41,7 @@ pub fn modules() -> Result<Discovery, DiscoverError> {
 /// As [`modules`], without looking at those in `known`: after a `dlopen`, finds what is new.
 ///
 /// # Errors
-/// [`DiscoverError::NothingLoaded`], also if `known` has everything that is loaded.
+/// [`DiscoverError`]; it is none if `known` has everything that is loaded.
 pub fn modules_except(known: &[Identity]) -> Result<Discovery, DiscoverError> {
     let mut found = Discovery { modules: Vec::new(), skipped: Vec::new() };
     let mut any = false;

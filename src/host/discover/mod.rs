@@ -25,7 +25,6 @@ mod select;
 mod site;
 mod starts;
 
-use core::cmp::Reverse;
 use core::ops::Range;
 use std::path::{Path, PathBuf};
 use std::string::String;
@@ -225,7 +224,7 @@ impl Module {
             let site = window.as_ref().map_err(|reason| *reason);
             let site =
                 site.and_then(|window| resolve(address, window, starts).map(|s| (s, window)));
-            match site.and_then(|(site, window)| Ok((site, describe(&site, window)))) {
+            match site.map(|(site, window)| (site, describe(&site, window))) {
                 Ok((site, Ok((layout, nop)))) => found.push((site, layout, nop)),
                 Ok((site, Err(reason))) => {
                     let name = self.names.push(symbols.names(site.entry.get()));
@@ -237,9 +236,9 @@ impl Module {
                 }
             }
         }
-        // A function can have a record of its padding and another of its nop; the former
-        // knows more.
-        found.sort_by_key(|(site, ..)| (site.entry, Reverse(site.padding)));
+        // A function can have a record of its padding and another of its nop, and the former
+        // knows more. Padding that is longer still is an empty function's before it.
+        found.sort_by_key(|(site, ..)| (site.entry, site.padding == 0, site.padding));
         found.dedup_by_key(|(site, ..)| site.entry);
         self.functions.reserve_exact(found.len());
         for (i, &(site, layout, nop)) in found.iter().enumerate() {
@@ -265,6 +264,21 @@ impl Module {
         let text = self.text.iter().find(|range| range.contains(&entry)).map(|range| range.end);
         let start = starts.after(entry).first().map(|start| start.address);
         [text, start, next].into_iter().flatten().min().unwrap_or(entry)
+    }
+
+    /// Rejects the functions whose patch site cannot be rewritten while threads run: `can` says
+    /// of a site whether it can.
+    pub(super) fn reject_unpatchable(&mut self, can: impl Fn(PatchSite) -> bool) {
+        let Self { functions, rejected, .. } = self;
+        functions.retain(|function| {
+            let keep = can(function.site());
+            if !keep {
+                let address = function.site().get();
+                let function = Some((function.entry, function.name));
+                rejected.push(Rejected { address, function, reason: Reason::Straddles });
+            }
+            keep
+        });
     }
 
     /// What `function`, one of this module's, is called.

@@ -23,12 +23,15 @@ pub enum Reason {
         /// What stands at the site.
         found: [u8; 5],
     },
-    /// Someone else's bytes stand at the site, or in the padding: a jump, a call, a
-    /// breakpoint.
+    /// A jump, a call or a breakpoint stands at the site, or no nop in the padding: someone
+    /// else's bytes. A function that was compiled without a site can begin so, too.
     ForeignBytes {
         /// What stands there.
         found: [u8; 5],
     },
+    /// The first two bytes of the patch site cannot be stored at once on this CPU, as rewriting
+    /// it while threads run needs it: they are in two aligned blocks of 16 bytes.
+    Straddles,
     /// Neither the symbol table nor the unwind table knows which function the record
     /// belongs to, and the bytes do not say so either.
     UnknownEntry,
@@ -56,8 +59,12 @@ impl fmt::Display for Reason {
             Self::ForeignBytes { found } => write!(
                 f,
                 "the patch site is taken ({} where nops are expected): detach the other tracer \
-                 or debugger first",
+                 or debugger; if there is none, {COMPILE}",
                 Hex(found)
+            ),
+            Self::Straddles => f.write_str(
+                "the patch site cannot be rewritten while threads run, because of where it \
+                 begins: align functions with -falign-functions=16",
             ),
             Self::UnknownEntry => f.write_str(
                 "the function that the record belongs to is unknown: \

@@ -106,31 +106,33 @@ pub(super) fn resolve(record: u64, window: &Window, starts: &Starts) -> Result<S
     let near = near.take_while(|start| start.address - record <= MOST_PADDING);
     let mut padded =
         near.filter(|start| window.between(record, start.address).is_some_and(is_padding));
-    if let Some(nearest) = padded.clone().find(|s| s.symbol && s.unwind).or_else(|| padded.next()) {
+    // A symbol of size zero can be a function that is nothing but its own padding; the next
+    // one's follows it.
+    if let Some(nearest) = padded.clone().find(|start| start.len > 0).or_else(|| padded.next()) {
         return Ok(site(nearest.address, nearest.len));
     }
     // Only a symbol without a size is left to say it.
     if let Some(start) = here.or(before) {
         return Ok(site(start.address, start.len));
     }
-    if let Some(found) = taken_padding(record, window, starts) {
-        return Err(Reason::ForeignBytes { found });
+    if let Some(entry) = by_bytes(record, endbr, window) {
+        return Ok(site(entry, 0));
     }
-    match by_bytes(record, endbr, window) {
-        Some(entry) => Ok(site(entry, 0)),
+    match taken_padding(record, window, starts) {
+        Some(found) => Err(Reason::ForeignBytes { found }),
         None => Err(Reason::UnknownEntry),
     }
 }
 
-/// What stands at the record if it is between two functions, and so in padding, but no nop
-/// is there.
+/// What stands at the record if that is between two functions, and so padding, but no nop.
 fn taken_padding(record: u64, window: &Window, starts: &Starts) -> Option<[u8; 5]> {
     let before = starts.before(record)?;
     let next = starts.after(record).first()?;
     let between = before.len > 0
         && before.address.checked_add(before.len)? <= record
         && next.address - record <= MOST_PADDING;
-    window.from(record).first_chunk().copied().filter(|_| between)
+    let bytes = window.from(record);
+    bytes.first_chunk().copied().filter(|_| between && nop_len(bytes).is_none())
 }
 
 /// The entry as the bytes alone tell it, for a function that no table knows.

@@ -26,10 +26,6 @@ pub(super) struct Start {
     pub(super) address: u64,
     /// Bytes of the function; 0 where neither table says.
     pub(super) len: u64,
-    /// The symbol table knows it.
-    pub(super) symbol: bool,
-    /// The unwind table knows it.
-    pub(super) unwind: bool,
 }
 
 /// Every start that is known, sorted.
@@ -40,16 +36,13 @@ pub(super) struct Starts {
 
 impl Starts {
     pub(super) fn new(symbols: &[Symbol], unwind: Vec<Start>) -> Self {
-        let of_symbol =
-            |s: &Symbol| Start { address: s.address, len: s.len, symbol: true, unwind: false };
+        let of_symbol = |s: &Symbol| Start { address: s.address, len: s.len };
         let mut all = unwind;
         all.extend(symbols.iter().map(of_symbol));
         all.sort_by_key(|start| start.address);
         all.dedup_by(|next, kept| {
             let same = next.address == kept.address;
             if same {
-                kept.symbol |= next.symbol;
-                kept.unwind |= next.unwind;
                 kept.len = kept.len.max(next.len);
             }
             same
@@ -163,13 +156,19 @@ impl<'data> Symbols<'data> {
 /// there ends the list; it is never an error, because symbols may know more.
 pub(super) fn unwind(view: &View<'_>) -> Vec<Start> {
     let mut starts = Vec::new();
-    let Some(header) = view.loaded.eh_frame_hdr() else { return starts };
+    let Some(header) = view.loaded.eh_frame_hdr() else {
+        return starts;
+    };
     let Some(hdr) = copy(view.memory, header.start, header.end - header.start) else {
         return starts;
     };
     let bases = BaseAddresses::default().set_eh_frame_hdr(header.start);
-    let Ok(hdr) = EhFrameHdr::new(&hdr, LittleEndian).parse(&bases, 8) else { return starts };
-    let Some(table) = hdr.table() else { return starts };
+    let Ok(hdr) = EhFrameHdr::new(&hdr, LittleEndian).parse(&bases, 8) else {
+        return starts;
+    };
+    let Some(table) = hdr.table() else {
+        return starts;
+    };
 
     // The frames themselves say how long a function is. Where they end is not recorded, so
     // they are read up to the end of what is mapped with them.
@@ -184,12 +183,14 @@ pub(super) fn unwind(view: &View<'_>) -> Vec<Start> {
     let bases = bases.set_eh_frame(frames_at);
     let frames = EhFrame::new(&frames, LittleEndian);
     for row in table.iter(&bases) {
-        let Ok((Pointer::Direct(address), Pointer::Direct(frame))) = row else { break };
+        let Ok((Pointer::Direct(address), Pointer::Direct(frame))) = row else {
+            break;
+        };
         let len = frame
             .checked_sub(frames_at)
             .and_then(|offset| frame_len(&frames, &bases, offset as usize, address))
             .unwrap_or(0);
-        starts.push(Start { address, len, symbol: false, unwind: true });
+        starts.push(Start { address, len });
     }
     starts
 }

@@ -32,7 +32,7 @@ impl Reservation {
     /// Costs address space only.
     ///
     /// # Errors
-    /// As [`Arena::reserve`].
+    /// As [`Arena::reserve`](super::Arena::reserve).
     pub fn reserve(len: usize, near: Option<&Range<u64>>) -> Result<Self, MemoryError> {
         let (start, end) = near.map_or((0, u64::MAX), |text| (text.start, text.end));
         let no_room = MemoryError::NoRoom { near: start, end, len };

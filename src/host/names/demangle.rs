@@ -153,6 +153,9 @@ mod tests {
         // substitution 2n + 1 names; S0_ is substitution 1.
         let mut mangled = String::from("_Z1fPFviiE");
         for n in 0..17 {
+            if n == 3 {
+                assert!(written(&mangled, Style::Full).is_some_and(|name| name.len() < LONGEST));
+            }
             let digit = char::from_digit(2 * n, 36).unwrap().to_ascii_uppercase();
             let _ = write!(mangled, "PFvS{digit}_S{digit}_E");
         }

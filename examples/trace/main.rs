@@ -1,0 +1,148 @@
+//! Counts every call of every function of SQLite while several threads use it.
+//!
+//! SQLite is built from source with room at each function's entry (`.cargo/config.toml`);
+//! nothing else about it is prepared, and it is not told. [`trace`] below is the whole
+//! use of the library; the other files are the work to be traced (`workload`, `shop`,
+//! `questions`, `model`) and what is done with the numbers (`counters`, `phase`, `text`, `report`).
+
+mod counters;
+mod model;
+mod options;
+mod phase;
+mod questions;
+mod random;
+mod report;
+mod shop;
+mod text;
+mod workload;
+
+use core::error::Error;
+use core::time::Duration;
+use std::collections::HashSet;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Instant;
+
+use fentry::emit::Context;
+use fentry::host::{Cookies, Functions, Process, Program};
+use fentry::metadata::SlotState;
+
+use counters::{Counters, claim_shard};
+use options::{HELP, Options};
+use phase::Phase;
+use report::Report;
+use text::Text;
+use workload::Workload;
+
+/// Where the workload's chance starts: the same queries in every run.
+const SEED: u64 = 2026;
+/// How long the counting is switched off in between.
+const OFF: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("trace: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all was well.
+fn run() -> Result<bool, Box<dyn Error>> {
+    let options = Options::parse()?;
+    if options.help {
+        println!("{HELP}");
+        return Ok(true);
+    }
+    let report = trace(&options)?;
+    let good = report.is_good();
+    report.print();
+    Ok(good)
+}
+
+fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
+    // While this is the only thread: gcc leaves five one-byte nops at an entry, and making
+    // one instruction of them is only safe while no thread can be between them.
+    let process = Process::open()?;
+    let mut functions = process.functions();
+    if let Some(glob) = &options.filter {
+        functions = functions.glob(glob)?;
+    }
+    if functions.is_empty() {
+        return Err("no function to attach to. Is --filter right? Was SQLite compiled with \
+             CFLAGS=-fpatchable-function-entry=21,16 (see .cargo/config.toml)?"
+            .into());
+    }
+    let text = Text::copy()?;
+
+    let workload = Workload::start(options.threads, SEED, claim_shard)?;
+    let counters = Arc::new(Counters::new(functions.len(), options.threads));
+    let watch = |phase| Phase::watch(phase, options.phase, &workload, &counters);
+    let before = watch("before");
+
+    // On: one batch, while the threads run.
+    let counting = Arc::clone(&counters);
+    let program = Program::new(move |_: &mut Context, position| counting.count(position))
+        .cookies(Cookies::Position);
+    let started = Instant::now();
+    // SAFETY: the program changes no argument, calls none of the functions it is attached
+    // to, takes no lock that they could hold, and cannot panic.
+    let link = unsafe { process.attach(&functions, program) }?;
+    let attach = started.elapsed();
+    let attached = link.len();
+
+    let during = watch("during");
+
+    // Off and on again, without detaching.
+    let started = Instant::now();
+    link.disable()?;
+    let disable = started.elapsed();
+    let calls_then = counters.total();
+    sleep(OFF);
+    let calls_while_off = counters.total() - calls_then;
+    let started = Instant::now();
+    link.enable()?;
+    let enable = started.elapsed();
+
+    // Off for good. A thread may still be in the program, until this has been waited for.
+    let started = Instant::now();
+    link.detach()?;
+    let detach = started.elapsed();
+    let started = Instant::now();
+    let synchronize = match process.synchronize() {
+        Ok(()) => Ok(started.elapsed()),
+        Err(busy) => Err(busy.to_string()),
+    };
+
+    let after = watch("after");
+    let wrong = workload.finish();
+
+    let names = functions.iter().map(|function| function.name());
+    Ok(Report {
+        functions: functions.len(),
+        attached,
+        attach,
+        detach,
+        synchronize,
+        disable,
+        enable,
+        threads: options.threads,
+        calls_while_off,
+        calls: names.zip(counters.by_function()).collect(),
+        phases: [before, during, after],
+        wrong,
+        text_bytes: text.len(),
+        text_differences: text.differences(&slots(&functions))?,
+    })
+}
+
+/// The bytes in which each function's index stays when it is detached. They are padding:
+/// nothing executes them.
+fn slots(functions: &Functions) -> HashSet<u64> {
+    let slots = functions.iter().filter_map(|f| f.found().layout.slot(f.entry()));
+    slots.flat_map(|slot| (slot.get()..).take(SlotState::MAX_SIZE)).collect()
+}

@@ -1,0 +1,319 @@
+//! What is behind the front door: the engine, what it was told, and what may still be running.
+
+use core::ops::Range;
+use core::time::Duration;
+use std::boxed::Box;
+use std::string::{String, ToString};
+use std::sync::Arc;
+use std::time::Instant;
+use std::vec::Vec;
+
+use super::cores::Membarrier;
+use super::discover::{self, Module};
+use super::embedder::{Host, HostImages, HostTables};
+use super::error::{AttachError, HostError, OpenError, Stopped, SynchronizeError};
+use super::functions::{Catalogue, Function, Functions, KnownModule};
+use super::memory::{Arena, MemoryError};
+use super::program::Keep;
+use super::text::{HostText, can_store_pair};
+use super::threads::{self, ThreadsError, Verdict};
+use crate::addr::Entry;
+use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
+use crate::emit::x86_64::THUNK_SIZE;
+use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
+
+/// Bytes of an arena, besides the thunks that its module may need.
+const ARENA: usize = 64 << 10;
+
+/// Bytes that an arena must be able to give for its module not to need another.
+const MAX_ALLOCATION: usize = 2 << 10;
+
+/// How long [`Process::synchronize`] waits for a thread that is inside.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Only the breakpoint protocol asks it, and a process uses the short jump.
+static TRAPS: TrapResolver = TrapResolver::new();
+
+/// All that a [`Process`](super::Process) has behind its lock.
+pub(super) struct State {
+    pub engine: Engine<Host>,
+    pub catalogue: Arc<Catalogue>,
+    /// The text of each region.
+    regions: Vec<Range<u64>>,
+    /// Closures that were detached, and may still be running.
+    pub retired: Vec<Keep>,
+}
+
+impl State {
+    pub fn new() -> Result<Self, OpenError> {
+        let parts = Parts {
+            text: HostText::default(),
+            cores: Membarrier::register()?,
+            images: HostImages::default(),
+            tables: HostTables::default(),
+        };
+        Ok(Self {
+            engine: Engine::new(parts, Protocol::ShortJump, &TRAPS)?,
+            catalogue: Arc::default(),
+            regions: Vec::new(),
+            retired: Vec::new(),
+        })
+    }
+
+    pub fn refresh(&mut self) -> Result<(), OpenError> {
+        self.drop_unloaded()?;
+        let known: Vec<_> =
+            self.catalogue.iter().map(|known| known.module.identity.clone()).collect();
+        let mut fresh = Vec::new();
+        for module in discover::modules_except(&known)?.modules {
+            let known = self.register(module)?;
+            fresh.extend_from_slice(&known.ids);
+            Arc::make_mut(&mut self.catalogue).push(Arc::new(known));
+        }
+        // What cannot be prepared now is tried again, and reported, when it is attached to.
+        let _ = self.prepare(&fresh);
+        Ok(())
+    }
+
+    /// Forgets the text of modules that are gone, before another is loaded to its place.
+    ///
+    /// Their functions' indexes are not given to others: a thread may still be in an image
+    /// that looks them up.
+    fn drop_unloaded(&mut self) -> Result<(), OpenError> {
+        let loaded = discover::loaded()?;
+        let text = &mut self.engine.parts_mut().text;
+        let mut kept = Catalogue::with_capacity(self.catalogue.len());
+        for known in self.catalogue.iter() {
+            if loaded.contains(&known.module.identity) {
+                kept.push(Arc::clone(known));
+            } else {
+                for range in &known.module.text {
+                    text.remove(range)?;
+                }
+            }
+        }
+        self.catalogue = Arc::new(kept);
+        Ok(())
+    }
+
+    /// Tells the text and the engine of a module.
+    fn register(&mut self, mut module: Module) -> Result<KnownModule, OpenError> {
+        module.reject_unpatchable(|site| can_store_pair(site.get()));
+        if module.functions.is_empty() {
+            return Ok(KnownModule { module, ids: Vec::new(), region: Region(0), own: Vec::new() });
+        }
+        let region = u16::try_from(self.regions.len()).map_err(|_| OpenError::TooManyModules)?;
+        let region = Region(region);
+        let start = module.text.iter().map(|range| range.start).min().unwrap_or(0);
+        let end = module.text.iter().map(|range| range.end).max().unwrap_or(0);
+        self.regions.push(start..end);
+        for range in &module.text {
+            // SAFETY: the module is loaded, and its users see to it that it stays
+            // (`Process::attach`).
+            unsafe { self.engine.parts_mut().text.add(range.clone(), &module.name) }?;
+        }
+        let mut ids = Vec::with_capacity(module.functions.len());
+        for function in &module.functions {
+            ids.push(self.engine.register(&FunctionSpec {
+                entry: function.entry,
+                layout: function.layout,
+                nop: function.nop,
+                region,
+            })?);
+        }
+        let own = own_functions(&module);
+        Ok(KnownModule { module, ids, region, own })
+    }
+
+    /// Reserves image memory for the module that has no more of it, one of those that these
+    /// functions are in: room for some images, and for a thunk for each function that needs one.
+    /// `false` if none lacks any.
+    fn add_arena(&mut self, functions: &[FunctionId]) -> Result<bool, HostError> {
+        let full = |known: &&Arc<KnownModule>| {
+            let ids = &known.ids;
+            let own = ids.first().zip(ids.last());
+            own.is_some_and(|(first, last)| functions.iter().any(|id| first <= id && id <= last))
+                && !self.engine.parts().images.has_room(known.region, MAX_ALLOCATION)
+        };
+        let Some(known) = self.catalogue.iter().find(full).cloned() else { return Ok(false) };
+        let unpadded = |function: &&discover::Function| function.layout.slot_kind().is_none();
+        let thunks = known.module.functions.iter().filter(unpadded).count() * THUNK_SIZE;
+        let text = self.regions.get(usize::from(known.region.0)).cloned().unwrap_or(0..0);
+        let arena = Arena::reserve(&text, ARENA + thunks)?;
+        let parts = self.engine.parts_mut();
+        // SAFETY: an arena is never unmapped, and its writable mapping is as long.
+        unsafe { parts.text.add_written_elsewhere(arena.range(), arena.written_at()) }?;
+        parts.images.add(known.region, arena);
+        Ok(true)
+    }
+
+    /// Makes these functions' patch sites one instruction each.
+    fn prepare(&mut self, functions: &[FunctionId]) -> Result<(), attach::AttachError<HostError>> {
+        let mut pokes = std::vec![Poke::EMPTY; functions.len()];
+        // SAFETY: the functions are as they were found, and their modules are loaded; `settle`
+        // looks at every thread.
+        unsafe { self.engine.prepare(functions, &mut pokes, settle) }
+    }
+
+    /// Runs one of the engine's operations, making room for it and preparing sites if that is
+    /// what it lacks.
+    pub fn operate<T>(
+        &mut self,
+        functions: &[FunctionId],
+        mut operation: impl FnMut(
+            &mut Engine<Host>,
+            &mut [Poke],
+        ) -> Result<T, attach::AttachError<HostError>>,
+    ) -> Result<T, AttachError> {
+        let mut pokes = std::vec![Poke::EMPTY; self.engine.pokes_needed(functions)];
+        let mut tried = Tried::default();
+        loop {
+            let error = match operation(&mut self.engine, &mut pokes) {
+                Ok(result) => return Ok(result),
+                Err(error) => error,
+            };
+            let again = match &error {
+                attach::AttachError::Images(HostError::Memory(MemoryError::Full { .. })) => {
+                    match self.add_arena(functions) {
+                        Ok(added) => added,
+                        Err(cause) => {
+                            let cause = Box::new(attach::AttachError::Images(cause));
+                            return Err(AttachError::Engine { function: None, cause });
+                        }
+                    }
+                }
+                attach::AttachError::NoLane => {
+                    !core::mem::replace(&mut tried.quiesced, true) && self.quiesce().is_ok()
+                }
+                attach::AttachError::NotPrepared { entry }
+                    if !core::mem::replace(&mut tried.prepared, true) =>
+                {
+                    if let Err(attach::AttachError::Text(cause)) = self.prepare(functions) {
+                        let function = self.name_at(*entry).unwrap_or_default();
+                        let cause = Box::new(cause);
+                        return Err(AttachError::NotPrepared { function, cause });
+                    }
+                    true
+                }
+                _ => false,
+            };
+            if !again {
+                return Err(self.explain(error, &pokes));
+            }
+        }
+    }
+
+    /// Names the functions that an error is about.
+    fn explain(&self, cause: attach::AttachError<HostError>, pokes: &[Poke]) -> AttachError {
+        use attach::AttachError as Cause;
+        if let Cause::Patch(PatchError::Check(CheckError::Conflicts { .. })) = &cause {
+            let stopped = pokes.iter().filter_map(Poke::conflict).map(|conflict| Stopped {
+                function: self.name_around(conflict.site().get()).unwrap_or_default(),
+                conflict,
+            });
+            return AttachError::Stopped(stopped.collect());
+        }
+        let function = match &cause {
+            Cause::TooManyPrograms { entry }
+            | Cause::NotAttached { entry }
+            | Cause::NotPrepared { entry } => self.name_at(*entry),
+            Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),
+            Cause::Patch(PatchError::Store { site, .. } | PatchError::Stuck { site }) => {
+                self.name_around(site.get())
+            }
+            Cause::Patch(PatchError::Check(
+                CheckError::Duplicate { site } | CheckError::Read { site, .. },
+            )) => self.name_around(site.get()),
+            _ => None,
+        };
+        AttachError::Engine { function, cause: Box::new(cause) }
+    }
+
+    /// The name of the function at `entry`, with its module's.
+    fn name_at(&self, entry: Entry) -> Option<String> {
+        self.catalogue.iter().find_map(|known| {
+            let function = known.module.at(entry)?;
+            Some(std::format!("{} ({})", known.module.name_of(function), known.module.name))
+        })
+    }
+
+    /// The name of the function whose padding or code `address` is in.
+    fn name_around(&self, address: u64) -> Option<String> {
+        self.catalogue.iter().find_map(|known| {
+            let after = known.module.functions.partition_point(|function| {
+                let padding = u64::from(function.layout.padding());
+                function.entry.get().saturating_sub(padding) <= address
+            });
+            let function = known.module.functions.get(after.checked_sub(1)?)?;
+            let name = std::format!("{} ({})", known.module.name_of(function), known.module.name);
+            let text = known.module.text.iter().any(|range| range.contains(&address));
+            text.then_some(name)
+        })
+    }
+
+    /// Waits until no thread is in emitted code, and lets the engine free what is unused.
+    pub fn quiesce(&mut self) -> Result<(), SynchronizeError> {
+        let watched = self.engine.parts().images.ranges();
+        let patience = Instant::now() + PATIENCE;
+        let outside = |seen: &threads::Seen| {
+            if seen.is_outside() { Verdict::LEAVE } else { Verdict::REFUSE }
+        };
+        loop {
+            match threads::inspect(&watched, outside) {
+                Ok(_) => break,
+                Err(cause @ ThreadsError::Refused { .. }) => {
+                    if Instant::now() > patience {
+                        return Err(SynchronizeError::Inside { cause });
+                    }
+                }
+                Err(cause) => return Err(SynchronizeError::Threads(cause)),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // SAFETY: after the last detach, under the lock that is still held, every thread has
+        // been seen outside of all emitted code, and without a return address there: so it is
+        // in no program either.
+        unsafe { self.engine.quiesced() };
+        Ok(())
+    }
+}
+
+/// What an operation has been tried again for.
+#[derive(Default)]
+struct Tried {
+    quiesced: bool,
+    prepared: bool,
+}
+
+/// Positions of this library's own functions: they run whenever a program does.
+fn own_functions(module: &Module) -> Vec<u32> {
+    let is_own = |function: &discover::Function| {
+        let name = module.name_of(function);
+        // Most names need not be demangled to see that they are not.
+        name.mangled().is_some_and(|mangled| mangled.contains("6fentry"))
+            && ["fentry::", "<fentry::"].iter().any(|own| name.to_string().starts_with(own))
+    };
+    let numbered = (0..).zip(&module.functions);
+    numbered.filter(|(_, function)| is_own(function)).map(|(position, _)| position).collect()
+}
+
+/// Sees to it that no thread is between two of the nops that stood at these sites, by moving
+/// those that are to the end of the site.
+fn settle(pokes: &[Poke]) -> Result<(), HostError> {
+    let sites: Vec<_> = pokes
+        .iter()
+        .map(|poke| {
+            let start = poke.site.get();
+            start..start.saturating_add(poke.old.len() as u64)
+        })
+        .collect();
+    threads::inspect(&sites, |seen| match (&seen.inside, seen.instruction) {
+        _ if seen.on_stack.is_some() || seen.alternate_stack => Verdict::REFUSE,
+        (Some(site), Some(at)) if at != site.start => {
+            // SAFETY: what is left of the site are nops, which change nothing.
+            unsafe { Verdict::move_to(site.end) }
+        }
+        _ => Verdict::LEAVE,
+    })?;
+    Ok(())
+}
