@@ -74,13 +74,17 @@ pub mod addr;
 pub mod attach;
 pub mod emit;
 pub mod encode;
-#[cfg(feature = "std")]
+// A model has no process to host: what runs in it is loom's.
+#[cfg(all(feature = "std", not(loom)))]
 pub mod host;
 pub mod layout;
 pub mod metadata;
 pub mod patch;
 
 mod sync;
+
+#[cfg(loom)]
+pub use sync::fault;
 
 /// The README's example compiles.
 #[cfg(all(doctest, feature = "std"))]

@@ -87,25 +87,10 @@ impl Set {
         Self { process, object, functions, cookies }
     }
 
-    /// The object's text with every slot blanked: a slot is data in the padding, which keeps
-    /// its function's index for the next time. All that is ever executed is in here.
-    fn code(&self) -> Vec<(usize, Vec<u8>)> {
-        let mut text = self.object.text();
-        for function in self.functions.iter() {
-            let layout = &function.found().layout;
-            let (Some(kind), Some(slot)) = (layout.slot_kind(), layout.slot(function.entry()))
-            else {
-                continue;
-            };
-            let slot = slot.get() as usize;
-            let (start, bytes) = text
-                .iter_mut()
-                .find(|(start, bytes)| (*start..*start + bytes.len()).contains(&slot))
-                .expect("a slot is in its module's text");
-            let at = slot - *start;
-            bytes[at..at + usize::from(kind.size())].fill(0);
-        }
-        text
+    /// The object's text, once no thread can need what was attached any more.
+    fn quiet_text(&self) -> Vec<(usize, Vec<u8>)> {
+        self.process.synchronize().expect("no thread stays inside");
+        self.object.text()
     }
 
     fn attach(&self, program: Program) -> Link {
@@ -161,7 +146,7 @@ fn check(compiler: Compiler, padding: &str) {
     let set = Set::load(compiler, padding);
     let what = format!("{} {padding}", compiler.command());
     assert_eq!(set.functions.len(), FUNCTIONS, "{what}: functions found");
-    let before = set.code();
+    let before = set.quiet_text();
     set.drive();
 
     // One program, counted exactly; after detaching nothing is counted any more.
@@ -170,7 +155,7 @@ fn check(compiler: Compiler, padding: &str) {
     assert_eq!(link.len(), FUNCTIONS, "{what}: functions attached to");
     set.drive();
     counts.assert(1, |index| index, &format!("{what}: attached"));
-    assert!(set.code() != before, "{what}: attached, and no byte of code has changed");
+    assert!(set.quiet_text() != before, "{what}: attached, and no byte of code has changed");
     link.disable().expect("an attached link can be disabled");
     set.drive();
     counts.assert(1, |index| index, &format!("{what}: disabled"));
@@ -180,7 +165,7 @@ fn check(compiler: Compiler, padding: &str) {
     link.detach().expect("an attached link detaches");
     set.drive();
     counts.assert(2, |index| index, &format!("{what}: detached"));
-    assert!(set.code() == before, "{what}: code after detaching differs from before");
+    assert!(set.quiet_text() == before, "{what}: code after detaching differs from before");
 
     // Cookies by position are the positions of the selection's own iterator.
     let counts = Counts::new();
@@ -219,7 +204,7 @@ fn check(compiler: Compiler, padding: &str) {
             links[removed].take().expect("removed once").detach().expect("it is attached");
             drive_and_count(&links, &format!("{removed} removed"));
         }
-        assert!(set.code() == before, "{what}: code after removal in order {order:?}");
+        assert!(set.quiet_text() == before, "{what}: code after removal in order {order:?}");
     }
 
     // Switching one of two off and on again leaves the other alone.
@@ -235,7 +220,7 @@ fn check(compiler: Compiler, padding: &str) {
     first.assert(1, |index| index, &format!("{what}: enabled again beside another"));
     second.assert(2, |index| index, &format!("{what}: never disabled"));
     drop((one, two));
-    assert!(set.code() == before, "{what}: code after everything was dropped");
+    assert!(set.quiet_text() == before, "{what}: code after everything was dropped");
     support::settle(set.process);
     set.drive();
 }

@@ -18,15 +18,13 @@ mod workload;
 
 use core::error::Error;
 use core::time::Duration;
-use std::collections::HashSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
 
 use fentry::emit::Context;
-use fentry::host::{Cookies, Functions, Process, Program};
-use fentry::metadata::SlotState;
+use fentry::host::{Cookies, Process, Program};
 
 use counters::{Counters, claim_shard};
 use options::{HELP, Options};
@@ -120,6 +118,8 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
 
     let after = watch("after");
     let wrong = workload.finish();
+    // The other threads are gone: now at the latest, nothing can be left of the tracing.
+    process.synchronize()?;
 
     let names = functions.iter().map(|function| function.name());
     Ok(Report {
@@ -136,13 +136,6 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
         phases: [before, during, after],
         wrong,
         text_bytes: text.len(),
-        text_differences: text.differences(&slots(&functions))?,
+        text_differences: text.differences()?,
     })
-}
-
-/// The bytes in which each function's index stays when it is detached. They are padding:
-/// nothing executes them.
-fn slots(functions: &Functions) -> HashSet<u64> {
-    let slots = functions.iter().filter_map(|f| f.found().layout.slot(f.entry()));
-    slots.flat_map(|slot| (slot.get()..).take(SlotState::MAX_SIZE)).collect()
 }

@@ -121,9 +121,7 @@ impl Report {
         let bytes = thousands(self.text_bytes as u64);
         match self.text_differences.first() {
             None => {
-                println!(
-                    "text        {bytes} bytes of machine code, all as before the attach but for the indices in the padding\n"
-                )
+                println!("text        {bytes} bytes of machine code, all as before the attach\n")
             }
             Some(first) => println!(
                 "text        {} of {bytes} bytes of machine code differ from before the attach, the first at {first:#x}\n",

@@ -33,6 +33,15 @@ pub(super) struct Class {
     pub empty: u32,
 }
 
+/// Lanes that an attachment may get.
+#[derive(Clone, Copy, Debug)]
+struct LanesInUse {
+    /// No body reads them.
+    free: u32,
+    /// No program has them, but a body may still be reading them.
+    stale: u32,
+}
+
 /// Attaches programs to functions.
 ///
 /// One engine serves one address space. Its methods take `&mut self`: an embedder with several
@@ -225,23 +234,17 @@ impl<E: Embedder> Engine<E> {
         if programs.is_empty() {
             return Err(AttachError::NoPrograms);
         }
-        let mut lanes = self.free_lanes(functions)?;
+        let mut lanes = self.lanes(functions)?;
         let mut entries = Programs::EMPTY;
         for program in programs {
-            let lane = lanes.trailing_zeros();
-            if lane >= LANES {
-                return Err(AttachError::NoLane);
-            }
-            lanes &= lanes - 1;
+            let lane = self.choose_lane(functions, &mut lanes, program)?;
             self.ready_lane(lane)?;
             let Attachment { target, data, vectors, .. } = *program;
-            if !entries.push(SetEntry::new(target, data, vectors, lane as u8)) {
+            if !entries.push(SetEntry::new(target, data, vectors, lane)) {
                 let entry = self.first_entry(functions);
                 return Err(AttachError::TooManyPrograms { entry });
             }
-        }
-        for (entry, program) in entries.as_slice().iter().zip(programs) {
-            self.write_cookies(functions, entry.lane, program)?;
+            self.write_cookies(functions, lane, program)?;
         }
         // SAFETY: the caller's contract is the same.
         unsafe { self.edit(functions, Edit::Append(entries.as_slice()), pokes) }?;
@@ -286,15 +289,58 @@ impl<E: Embedder> Engine<E> {
         unsafe { self.edit(functions, Edit::Enable(lanes.0, enabled), pokes) }
     }
 
-    /// Lanes that are free in all of these functions.
-    fn free_lanes(&self, functions: &[FunctionId]) -> Outcome<u32, E> {
-        let mut used = 0;
+    /// Which lanes these functions use, and which may still be read.
+    fn lanes(&self, functions: &[FunctionId]) -> Outcome<LanesInUse, E> {
+        let mut lanes = LanesInUse { free: !0, stale: !0 };
+        let mut same = (0, 0);
         for id in functions {
             let record = self.records.get(id.0);
             let record = record.ok_or(AttachError::UnknownFunction { index: id.0 })?;
-            used |= record.lanes.load(Ordering::Relaxed);
+            let set = record.set.load(Ordering::Relaxed);
+            if same.0 != set {
+                same = (set, self.sets.get(set).map_or(0, |set| set.programs.lanes()));
+            }
+            lanes.free &= !record.lanes.load(Ordering::Relaxed);
+            lanes.stale &= !same.1;
         }
-        Ok(!used)
+        lanes.stale &= !lanes.free;
+        Ok(lanes)
+    }
+
+    /// A lane for a program, taken from `lanes`: one that has its cookies already, from an
+    /// attachment that is over, or else one that no body reads.
+    fn choose_lane(
+        &self,
+        functions: &[FunctionId],
+        lanes: &mut LanesInUse,
+        program: &Attachment<'_>,
+    ) -> Outcome<u8, E> {
+        let mut stale = lanes.stale;
+        while stale != 0 {
+            let lane = stale.trailing_zeros() as u8;
+            stale &= stale - 1;
+            if self.has_cookies(functions, lane, program) {
+                lanes.stale &= !1_u32.wrapping_shl(lane.into());
+                return Ok(lane);
+            }
+        }
+        if lanes.free == 0 {
+            return Err(AttachError::NoLane);
+        }
+        let lane = lanes.free.trailing_zeros() as u8;
+        lanes.free &= lanes.free - 1;
+        Ok(lane)
+    }
+
+    /// Whether the cookies in `lane` are the program's wherever a body may still read them.
+    fn has_cookies(&self, functions: &[FunctionId], lane: u8, program: &Attachment<'_>) -> bool {
+        functions.iter().enumerate().all(|(position, id)| {
+            let unread = self.records.get(id.0).is_some_and(|record| {
+                record.lanes.load(Ordering::Relaxed) & 1_u32.wrapping_shl(lane.into()) == 0
+            });
+            let found = self.cookie(id.0, lane).map(|cookie| cookie.load(Ordering::Relaxed));
+            unread || found.is_some() && found == program.cookies.at(position)
+        })
     }
 
     fn first_entry(&self, functions: &[FunctionId]) -> Entry {
@@ -302,9 +348,9 @@ impl<E: Embedder> Engine<E> {
     }
 
     /// Makes room for the cookies of `lane`.
-    fn ready_lane(&mut self, lane: u32) -> Outcome<(), E> {
-        let Some(column) = lane.checked_sub(1) else { return Ok(()) };
-        let Some(column) = self.columns.get_mut(column as usize) else {
+    fn ready_lane(&mut self, lane: u8) -> Outcome<(), E> {
+        let Some(column) = usize::from(lane).checked_sub(1) else { return Ok(()) };
+        let Some(column) = self.columns.get_mut(column) else {
             return Err(AttachError::NoLane);
         };
         let memory = &mut self.parts.tables;
@@ -317,7 +363,8 @@ impl<E: Embedder> Engine<E> {
         }
     }
 
-    /// Writes a program's cookies where its lane has them. No image reads that lane yet.
+    /// Writes a program's cookies where its lane has them: no body reads that lane, or they
+    /// are there already.
     fn write_cookies(
         &self,
         functions: &[FunctionId],
@@ -362,7 +409,7 @@ impl<E: Embedder> Engine<E> {
         let batch = batch.check(&self.parts.text).map_err(AttachError::check)?;
         if planned.vacant_slots {
             // SAFETY: every site of `functions` that has a slot to write is in the batch.
-            unsafe { self.write_slots(functions, batch.pokes(), Slots::Index) }?;
+            unsafe { self.write_slots(functions, batch.pokes(), Slots::Fill) }?;
         }
         let Parts { text, cores, .. } = &mut self.parts;
         // SAFETY: the sites are one instruction each (`plan` refuses others) and change to
@@ -376,7 +423,7 @@ impl<E: Embedder> Engine<E> {
             Err(error) => {
                 if planned.vacant_slots {
                     // SAFETY: as above. Nothing leads to an image that reads these slots.
-                    unsafe { self.write_slots(functions, pokes, Slots::Vacant) }?;
+                    unsafe { self.write_slots(functions, pokes, Slots::TakeBack) }?;
                 }
                 Err(AttachError::patch(error))
             }

@@ -8,13 +8,15 @@ use crate::encode::x86_64::NOP1X5;
 use crate::metadata::SlotState;
 use crate::patch::{Batch, CheckedBatch, Cores, Poke, Protocol, Text};
 
-/// What [`Engine::write_slots`] writes.
+/// What [`Engine::write_slots`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slots {
-    /// Each function's index.
-    Index,
-    /// The nops that were there before.
-    Vacant,
+    /// Gives functions that nothing was ever attached to their index.
+    Fill,
+    /// Undoes that.
+    TakeBack,
+    /// Gives functions that have no program any more their nops back.
+    Vacate,
 }
 
 impl<E: Embedder> Engine<E> {
@@ -96,10 +98,41 @@ impl<E: Embedder> Engine<E> {
         }
     }
 
-    /// Writes the slots of those functions that nothing was ever attached to.
+    /// Gives the padding its nops back, of those of `functions` that have no program any more:
+    /// their text is then as it was before anything was attached. `pokes` needs room for one
+    /// for each function.
     ///
     /// # Safety
-    /// `pokes` has the site of each of them, and no other function's.
+    /// All is [quiescent](Engine::quiesced), the functions' text is still there, and nobody
+    /// else patches it meanwhile.
+    ///
+    /// # Errors
+    /// [`AttachError::Scratch`], or [`AttachError::Text`] if the text cannot be written.
+    pub unsafe fn vacate(
+        &mut self,
+        functions: &[FunctionId],
+        pokes: &mut [Poke],
+    ) -> Outcome<(), E> {
+        let mut count = 0;
+        for &id in functions {
+            if let Some(info) = self.functions.get(id.0)
+                && let Some(class) = self.class_of(info)
+            {
+                let scratch = AttachError::Scratch { needed: functions.len() };
+                let poke = pokes.get_mut(count).ok_or(scratch)?;
+                *poke = Poke::new(class.layout.site(info.entry()), NOP1X5, NOP1X5);
+                count += 1;
+            }
+        }
+        // SAFETY: the pokes have the site of each; nobody reads the slots any more (contract).
+        unsafe { self.write_slots(functions, pokes.get(..count).unwrap_or(&[]), Slots::Vacate) }
+    }
+
+    /// Writes slots.
+    ///
+    /// # Safety
+    /// `pokes` has the site of each function that has a slot to be written, and no slot that
+    /// loses its index is read any more.
     pub(super) unsafe fn write_slots(
         &mut self,
         functions: &[FunctionId],
@@ -113,22 +146,35 @@ impl<E: Embedder> Engine<E> {
             let Some((info, record)) = self.functions.get(id.0).zip(self.records.get(id.0)) else {
                 continue;
             };
-            if record.set.load(Ordering::Relaxed) != 0 {
-                continue;
-            }
-            let Some(layout) = self.class_of(info).map(|class| class.layout) else { continue };
-            let Some((kind, slot)) = layout.slot_kind().zip(layout.slot(info.entry())) else {
+            let Some(class) = self.class_of(info).copied() else { continue };
+            let Some((kind, slot)) = class.layout.slot_kind().zip(class.layout.slot(info.entry()))
+            else {
                 continue;
             };
+            let set = record.set.load(Ordering::Relaxed);
             let bytes = match slots {
-                Slots::Index => SlotState::bytes(kind, id.0),
-                Slots::Vacant => NOP1X5,
+                Slots::Fill if set == 0 => SlotState::bytes(kind, id.0),
+                Slots::TakeBack if set == 0 => NOP1X5,
+                Slots::Vacate if set == class.empty => {
+                    let found = self.parts.text.read(slot.get());
+                    match found.map(|found| SlotState::read(kind, found)) {
+                        Ok(SlotState::Index(index)) if index == id.0 => NOP1X5,
+                        _ => continue,
+                    }
+                }
+                _ => continue,
             };
             // SAFETY: the slot is in the padding before a site that is open (contract), and
-            // nobody executes padding. Nobody reads it either: no image ever was attached here.
+            // nobody executes padding. Nobody reads it either: nothing is attached here.
             written = unsafe { self.parts.text.store_unexecuted(slot.get(), bytes) };
             if written.is_err() {
                 break;
+            }
+            if slots == Slots::Vacate {
+                record.set.store(0, Ordering::Relaxed);
+                if let Some(empty) = self.sets.get_mut(class.empty) {
+                    empty.users = empty.users.saturating_sub(1);
+                }
             }
         }
         self.parts.text.close();

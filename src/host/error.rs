@@ -241,8 +241,8 @@ impl core::error::Error for FindError {}
 pub enum SynchronizeError {
     /// A thread stayed inside, or seemed to, for as long as was waited.
     Inside {
-        /// What was last seen of it.
-        cause: ThreadsError,
+        /// The thread's id.
+        tid: i32,
     },
     /// Threads cannot be looked at.
     Threads(ThreadsError),
@@ -251,10 +251,10 @@ pub enum SynchronizeError {
 impl fmt::Display for SynchronizeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Inside { cause } => write!(
+            Self::Inside { tid } => write!(
                 f,
-                "a thread is still in a program, or has its address on its stack; try again when \
-                 it has returned ({cause})"
+                "thread {tid} is still in a program, or has the address of one on its stack; try \
+                 again when it has returned"
             ),
             Self::Threads(cause) => cause.fmt(f),
         }

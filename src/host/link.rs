@@ -84,7 +84,7 @@ impl Link {
 
     fn try_detach(&mut self) -> Result<(), AttachError> {
         if self.attached {
-            self.process.detach(&self.functions, self.lanes, &mut self.keep)?;
+            self.process.detach(&mut self.functions, self.lanes, &mut self.keep)?;
             self.attached = false;
         }
         Ok(())

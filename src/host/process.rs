@@ -1,6 +1,7 @@
 //! The front door: this process, its functions, and what is attached to them.
 
-use core::fmt;
+use core::{fmt, mem};
+use std::boxed::Box;
 use std::string::ToString;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec::Vec;
@@ -10,7 +11,7 @@ use super::error::{AttachError, FindError, OpenError, SynchronizeError};
 use super::functions::Functions;
 use super::link::Link;
 use super::program::{Keep, Program, Programs};
-use super::state::State;
+use super::state::{Retired, State};
 use crate::attach::{FunctionId, Lanes};
 
 /// This process. There is one, because there is one text.
@@ -122,13 +123,15 @@ impl Process {
         if let Some(function) = functions.first_own() {
             return Err(AttachError::OwnFunction { function: function.to_string() });
         }
-        let mut state = self.lock();
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
-        let lanes = state.operate(&ids, |engine, pokes| {
-            // SAFETY: programs have the right signature (`Program` makes no others) and say
-            // truly what they do to vectors; the engine knows the functions as they were found;
-            // data stays with the link, then in `retired`. The rest is the caller's contract.
-            unsafe { engine.attach(&ids, &attachments, pokes) }
+        let lanes = self.locked(|state| {
+            state.operate(&ids, |engine, pokes| {
+                // SAFETY: programs have the right signature (`Program` makes no others) and say
+                // truly what they do to vectors; the engine knows the functions as they were
+                // found; data stays with the link, and then with what is retired. The rest is
+                // the caller's contract.
+                unsafe { engine.attach(&ids, &attachments, pokes) }
+            })
         })?;
         let keep = programs.into_iter().filter_map(|program| program.keep).collect();
         Ok(Link::new(self, ids, lanes, keep))
@@ -136,18 +139,20 @@ impl Process {
 
     pub(super) fn detach(
         &self,
-        functions: &[FunctionId],
+        functions: &mut Box<[FunctionId]>,
         lanes: Lanes,
         keep: &mut Vec<Keep>,
     ) -> Result<(), AttachError> {
-        let mut state = self.lock();
-        state.operate(functions, |engine, pokes| {
-            // SAFETY: the modules stay loaded while a link exists (contract of `attach`), and
-            // the engine is the only one that patches them.
-            unsafe { engine.detach(functions, lanes, pokes) }
-        })?;
-        state.retired.append(keep);
-        Ok(())
+        self.locked(|state| {
+            state.operate(functions, |engine, pokes| {
+                // SAFETY: the modules stay loaded while a link exists (contract of `attach`),
+                // and the engine is the only one that patches them.
+                unsafe { engine.detach(functions, lanes, pokes) }
+            })?;
+            let (functions, keep) = (mem::take(functions), mem::take(keep));
+            state.retired.push(Retired { functions, keep });
+            Ok(())
+        })
     }
 
     pub(super) fn set_enabled(
@@ -156,9 +161,11 @@ impl Process {
         lanes: Lanes,
         enabled: bool,
     ) -> Result<(), AttachError> {
-        self.lock().operate(functions, |engine, pokes| {
-            // SAFETY: as in `detach`; whoever attached the programs said that they may run.
-            unsafe { engine.set_enabled(functions, lanes, enabled, pokes) }
+        self.locked(|state| {
+            state.operate(functions, |engine, pokes| {
+                // SAFETY: as in `detach`; whoever attached the programs said that they may run.
+                unsafe { engine.set_enabled(functions, lanes, enabled, pokes) }
+            })
         })
     }
 
@@ -173,14 +180,17 @@ impl Process {
     /// # Errors
     /// [`SynchronizeError`]; then everything that was detached is kept, to be tried again.
     pub fn synchronize(&self) -> Result<(), SynchronizeError> {
-        let retired = {
-            let mut state = self.lock();
-            state.quiesce()?;
-            core::mem::take(&mut state.retired)
-        };
-        // The closures' own `drop` may use this library.
-        drop(retired);
-        Ok(())
+        self.locked(State::quiesce)
+    }
+
+    /// Does something under the lock, and drops without it what may be dropped by then.
+    fn locked<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = work(&mut state);
+        let done = mem::take(&mut state.done);
+        drop(state);
+        drop(done);
+        result
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,5 +1,6 @@
 //! What is behind the front door: the engine, what it was told, and what may still be running.
 
+use core::cell::Cell;
 use core::ops::Range;
 use core::time::Duration;
 use std::boxed::Box;
@@ -12,7 +13,7 @@ use super::cores::Membarrier;
 use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError, Stopped, SynchronizeError};
-use super::functions::{Catalogue, Function, Functions, KnownModule};
+use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
 use super::program::Keep;
 use super::text::{HostText, can_store_pair};
@@ -40,8 +41,18 @@ pub(super) struct State {
     pub catalogue: Arc<Catalogue>,
     /// The text of each region.
     regions: Vec<Range<u64>>,
-    /// Closures that were detached, and may still be running.
-    pub retired: Vec<Keep>,
+    /// What was detached, and may still be running.
+    pub retired: Vec<Retired>,
+    /// What may be dropped now, without the lock: a closure's `drop` may use this library.
+    pub done: Vec<Retired>,
+}
+
+/// What a link leaves behind until no thread is inside.
+#[derive(Debug, Default)]
+pub(super) struct Retired {
+    pub functions: Box<[FunctionId]>,
+    #[expect(dead_code, reason = "kept only to be dropped in time")]
+    pub keep: Vec<Keep>,
 }
 
 impl State {
@@ -57,6 +68,7 @@ impl State {
             catalogue: Arc::default(),
             regions: Vec::new(),
             retired: Vec::new(),
+            done: Vec::new(),
         })
     }
 
@@ -183,7 +195,8 @@ impl State {
                     }
                 }
                 attach::AttachError::NoLane => {
-                    !core::mem::replace(&mut tried.quiesced, true) && self.quiesce().is_ok()
+                    let first = !core::mem::replace(&mut tried.quiesced, true);
+                    first && self.quiesce().is_ok()
                 }
                 attach::AttachError::NotPrepared { entry }
                     if !core::mem::replace(&mut tried.prepared, true) =>
@@ -251,22 +264,14 @@ impl State {
         })
     }
 
-    /// Waits until no thread is in emitted code, and lets the engine free what is unused.
+    /// Waits until no thread is in emitted code, lets the engine free what is unused, and
+    /// gives the padding back.
     pub fn quiesce(&mut self) -> Result<(), SynchronizeError> {
         let watched = self.engine.parts().images.ranges();
         let patience = Instant::now() + PATIENCE;
-        let outside = |seen: &threads::Seen| {
-            if seen.is_outside() { Verdict::LEAVE } else { Verdict::REFUSE }
-        };
-        loop {
-            match threads::inspect(&watched, outside) {
-                Ok(_) => break,
-                Err(cause @ ThreadsError::Refused { .. }) => {
-                    if Instant::now() > patience {
-                        return Err(SynchronizeError::Inside { cause });
-                    }
-                }
-                Err(cause) => return Err(SynchronizeError::Threads(cause)),
+        while let Some(tid) = inside(&watched).map_err(SynchronizeError::Threads)? {
+            if Instant::now() > patience {
+                return Err(SynchronizeError::Inside { tid });
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -274,8 +279,32 @@ impl State {
         // been seen outside of all emitted code, and without a return address there: so it is
         // in no program either.
         unsafe { self.engine.quiesced() };
+        // Text of modules that were unloaded is not written to; if they cannot be listed, none.
+        if self.drop_unloaded().is_ok() {
+            for Retired { functions, .. } in &self.retired {
+                let mut pokes = std::vec![Poke::EMPTY; functions.len()];
+                // SAFETY: quiescent as of now; the text refuses what is no longer loaded. Where
+                // it does, slots keep their index, which does no harm.
+                let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
+            }
+        }
+        self.done.append(&mut self.retired);
         Ok(())
     }
+}
+
+/// A thread that is in one of the watched ranges, or seems to be.
+fn inside(watched: &[Range<u64>]) -> Result<Option<i32>, ThreadsError> {
+    // Nothing but the thread's id leaves the judge: the word that was found on a stack, were
+    // it kept on this one, would be found there the next time.
+    let found = Cell::new(None);
+    threads::inspect(watched, |seen| {
+        if !seen.is_outside() {
+            found.set(Some(seen.tid));
+        }
+        Verdict::LEAVE
+    })?;
+    Ok(found.get())
 }
 
 /// What an operation has been tried again for.

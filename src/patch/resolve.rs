@@ -5,7 +5,7 @@ use core::ptr;
 use super::steps::INT3;
 use super::{Poke, SITE_LEN};
 use crate::addr::PatchSite;
-use crate::sync::{AtomicPtr, AtomicUsize, Ordering, fence, spin_loop};
+use crate::sync::{AtomicPtr, AtomicUsize, Lent, Ordering, fence, spin_loop};
 
 /// How a core that trapped goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct TrapResolver {
     len: AtomicUsize,
     /// Handlers that may be reading the batch.
     readers: AtomicUsize,
+    /// The pokes themselves, which are their caller's outside a batch.
+    lent: Lent,
 }
 
 impl TrapResolver {
@@ -51,6 +53,7 @@ impl TrapResolver {
             pokes: AtomicPtr::new(ptr::null_mut()),
             len: AtomicUsize::new(0),
             readers: AtomicUsize::new(0),
+            lent: Lent::new(),
         }
     }
 
@@ -62,37 +65,52 @@ impl TrapResolver {
             pokes: AtomicPtr::new(ptr::null_mut()),
             len: AtomicUsize::new(0),
             readers: AtomicUsize::new(0),
+            lent: Lent::new(),
         }
     }
 
     /// Says how the core that executed an `int3` at `address` goes on.
     ///
     /// `reread` reads the byte that stands at `address` now. It is asked only when no batch
-    /// has the site, to tell a breakpoint that has just been removed from a foreign one.
+    /// has the site, to tell a breakpoint that has just been removed from a foreign one, and
+    /// asked again where that byte alone cannot tell.
     ///
     /// Never blocks and takes no lock: it may run in a trap handler that interrupted the
     /// batch itself.
-    pub fn resolve(&self, address: u64, reread: impl FnOnce() -> u8) -> Resume {
+    pub fn resolve(&self, address: u64, reread: impl Fn() -> u8) -> Resume {
         self.readers.fetch_add(1, Ordering::AcqRel);
         // The increment must be visible before the batch is looked for: `withdraw` removes
         // the batch and then looks for readers, and one of the two must see the other.
         fence(Ordering::SeqCst);
-        let pokes = self.pokes.load(Ordering::Acquire);
-        let resume = if pokes.is_null() {
-            None
-        } else {
-            let len = self.len.load(Ordering::Relaxed);
-            // SAFETY: `publish` stored `len` before `pokes`, and its caller keeps the slice
-            // until `withdraw` has returned, which waits for our count to be taken back.
-            let pokes = unsafe { core::slice::from_raw_parts(pokes, len) };
-            pokes
-                .binary_search_by_key(&PatchSite::new(address), |poke| poke.site)
-                .ok()
-                .and_then(|found| pokes.get(found))
-                .map(|poke| behave_as(poke.site, &poke.new))
-        };
+        let resume = self.look_up(address).unwrap_or_else(|| {
+            if reread() != INT3 {
+                return Resume::Retry;
+            }
+            // The batch of the trap may be over, and the `int3` may be that of a batch that
+            // began since. Such a batch was published before it stored one, and while we are
+            // counted it cannot end, so it is either found now or has left its new bytes.
+            fence(Ordering::Acquire);
+            self.look_up(address)
+                .unwrap_or_else(|| if reread() == INT3 { Resume::NotOurs } else { Resume::Retry })
+        });
         self.readers.fetch_sub(1, Ordering::Release);
-        resume.unwrap_or_else(|| if reread() == INT3 { Resume::NotOurs } else { Resume::Retry })
+        resume
+    }
+
+    /// What the batch in progress, if it has a site at `address`, wants a core to do there.
+    /// The caller is counted as a reader.
+    fn look_up(&self, address: u64) -> Option<Resume> {
+        let pokes = self.pokes.load(Ordering::Acquire);
+        if pokes.is_null() {
+            return None;
+        }
+        let len = self.len.load(Ordering::Relaxed);
+        self.lent.read();
+        // SAFETY: `publish` stored `len` before `pokes`, and its caller keeps the slice until
+        // `withdraw` has returned, which waits for our count to be taken back.
+        let pokes = unsafe { core::slice::from_raw_parts(pokes, len) };
+        let found = pokes.binary_search_by_key(&PatchSite::new(address), |poke| poke.site).ok()?;
+        pokes.get(found).map(|poke| behave_as(poke.site, &poke.new))
     }
 
     /// Makes `pokes`, sorted by site, the batch in progress.
@@ -101,6 +119,7 @@ impl TrapResolver {
     /// No other batch is in progress; `pokes` stays as it is until [`withdraw`](Self::withdraw)
     /// has returned.
     pub(super) unsafe fn publish(&self, pokes: &[Poke]) {
+        self.lent.written();
         self.len.store(pokes.len(), Ordering::Relaxed);
         self.pokes.store(pokes.as_ptr().cast_mut(), Ordering::Release);
     }
@@ -112,6 +131,7 @@ impl TrapResolver {
         while self.readers.load(Ordering::Acquire) != 0 {
             spin_loop();
         }
+        self.lent.written();
     }
 }
 

@@ -7,7 +7,7 @@ use crate::encode::x86_64::{
     Mem, Reg, Scale, Vector, add_imm, add_reg, and_imm, call, call_reg, int3, lea, mov_imm32,
     mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store64, movups_load, movups_store, pop,
     push, ret, sub_imm, vmovups256_load, vmovups256_store, vmovups512_load, vmovups512_store,
-    vzeroupper,
+    vzeroupper, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -79,6 +79,7 @@ impl EntryBody<'_> {
             }
             call_program(code, program)?;
         }
+        forget_return_address(code)?;
         restore_vectors(code, self.vectors)?;
         restore(code)?;
         Ok(())
@@ -133,6 +134,14 @@ fn call_program(code: &mut CodeBuffer<'_>, program: &ProgramCall) -> Result<(), 
         }
         called => called,
     }
+}
+
+/// Overwrites the return address that the last call of a program has left below the stack
+/// pointer: whoever looks through stacks for threads that are still in here, as quiescence
+/// may have to, would take it for one.
+fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    xor_reg32(code, Reg::Rax, Reg::Rax)?;
+    mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::Rax)
 }
 
 /// Puts every register back and returns into the function.

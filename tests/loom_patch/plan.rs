@@ -1,0 +1,151 @@
+//! What a model explores, and what breaks in it.
+
+use core::sync::atomic as plain;
+use std::sync::Arc;
+
+use fentry::patch::{PatchError, Protocol, SITE_LEN};
+
+use crate::machine;
+use crate::text::ToldToFail;
+
+/// The five-byte nop.
+pub const NOP: [u8; SITE_LEN] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+/// `call`, no byte of which is the nop's at the same place.
+pub const CALL: [u8; SITE_LEN] = [0xe8, 0xf1, 0xf2, 0xf3, 0x04];
+/// How far behind its end `CALL` goes.
+pub const CALL_DISTANCE: u64 = 0x04f3_f2f1;
+
+/// One model: a batch, the cores that execute its sites meanwhile, and what breaks.
+#[derive(Clone, Copy)]
+pub struct Plan {
+    pub protocol: Protocol,
+    pub old: [u8; SITE_LEN],
+    pub new: [u8; SITE_LEN],
+    /// How many of [`machine::SITES`] the batch has.
+    pub sites: usize,
+    /// For each core, the sites that it executes, one after the other.
+    pub cores: &'static [&'static [usize]],
+    /// What breaks.
+    pub breaks: Break,
+}
+
+/// What breaks in a machine: either an honest failure, or a broken promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    Nothing,
+    /// The store of this number fails, honestly.
+    Store(usize),
+    /// This store and every later one fails, honestly.
+    StoresFrom(usize),
+    /// The synchronisation of this number fails, honestly, and reaches no core.
+    Synchronise(usize),
+    /// This synchronisation and every later one fails, honestly.
+    SynchronisesFrom(usize),
+    /// Mutant: the store of this number fails, and the synchronisation of the other number
+    /// does nothing.
+    StoreAndSkip(usize, usize),
+    /// Mutant: the synchronisation of this number does nothing.
+    Skip(usize),
+    /// Mutant: the two bytes of a pair become visible one by one.
+    Split,
+    /// Mutant: a tail is stored only after the head that follows it.
+    LateTails,
+    /// Mutant: stores to text may overtake what the core stored before.
+    Overtake,
+}
+
+/// Which events the executions of a model had, so that a model that shows nothing fails.
+#[derive(Default)]
+pub struct Seen {
+    pub executions: Count,
+    pub old: Count,
+    pub guard: Count,
+    pub new: Count,
+    /// Traps whose core was told to behave as the new instruction.
+    pub emulated: Count,
+    /// Traps that arrived when their batch was over.
+    pub retried: Count,
+}
+
+/// A count over all executions, which is no part of the model.
+#[derive(Default)]
+pub struct Count(plain::AtomicUsize);
+
+impl Count {
+    pub fn up(&self) {
+        self.0.fetch_add(1, plain::Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> usize {
+        self.0.load(plain::Ordering::Relaxed)
+    }
+}
+
+impl Plan {
+    /// A batch of one site, and cores that fetch as `cores` says.
+    pub const fn one(
+        protocol: Protocol,
+        old: [u8; SITE_LEN],
+        new: [u8; SITE_LEN],
+        cores: &'static [&'static [usize]],
+    ) -> Self {
+        Self { protocol, old, new, sites: 1, cores, breaks: Break::Nothing }
+    }
+
+    /// The same, but for what breaks.
+    pub const fn broken(self, breaks: Break) -> Self {
+        Self { breaks, ..self }
+    }
+
+    /// How many sites get their new head: a store of each site makes a pass, and the heads
+    /// are the third.
+    pub fn heads(&self) -> usize {
+        match self.breaks {
+            Break::Store(number) | Break::StoresFrom(number) | Break::StoreAndSkip(number, _) => {
+                (number - 1).saturating_sub(2 * self.sites)
+            }
+            Break::Synchronise(1 | 2) | Break::SynchronisesFrom(1 | 2) => 0,
+            _ => self.sites,
+        }
+    }
+
+    /// Whether `apply` is to succeed.
+    pub fn lands(&self) -> bool {
+        use Break::{LateTails, Nothing, Overtake, Skip, Split};
+        matches!(self.breaks, Nothing | Skip(_) | Split | LateTails | Overtake)
+    }
+
+    /// Whether the batch can neither land nor be taken back.
+    pub fn sticks(&self) -> bool {
+        matches!(self.breaks, Break::StoresFrom(_) | Break::SynchronisesFrom(_))
+    }
+
+    /// Checks what `apply` returned.
+    pub fn judge(&self, applied: Result<(), PatchError<ToldToFail, ToldToFail>>) {
+        use Break::{Store, StoreAndSkip, StoresFrom, Synchronise, SynchronisesFrom};
+        let right = match self.breaks {
+            Store(_) | StoreAndSkip(..) => matches!(applied, Err(PatchError::Store { .. })),
+            Synchronise(_) => matches!(applied, Err(PatchError::Synchronise(ToldToFail))),
+            StoresFrom(_) | SynchronisesFrom(_) => matches!(applied, Err(PatchError::Stuck { .. })),
+            _ => applied.is_ok(),
+        };
+        assert!(right, "{:?} ended in {applied:?}", self.breaks);
+    }
+
+    /// Explores the model: one core applies the batch while the others execute its sites.
+    /// `preemptions` bounds how often one execution takes a thread off its core where it
+    /// could have gone on; without it the exploration is exhaustive. Returns what was seen.
+    pub fn explore(self, preemptions: Option<usize>) -> Arc<Seen> {
+        let seen = Arc::new(Seen::default());
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = preemptions;
+        model.max_branches = 10_000;
+        let watch = Arc::clone(&seen);
+        model.check(move || {
+            watch.executions.up();
+            machine::execute(self, Arc::clone(&watch));
+        });
+        println!("{:?} {:?}: {} executions", self.protocol, self.breaks, seen.executions.get());
+        seen
+    }
+}
