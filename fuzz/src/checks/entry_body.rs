@@ -170,6 +170,7 @@ impl Case {
         let entered = machine.regs;
         let vectors = machine.vectors;
         let mut expected = entered;
+        let mut calls = Vec::new();
         for (program, change) in self.programs.iter().zip(&self.arguments) {
             let stop = machine.run();
             let Stop::Call { target, from, through_register } = stop else {
@@ -193,7 +194,8 @@ impl Case {
                 machine.set_stack_word(context, *value);
                 expected[RDI] = *value;
             }
-            clobber(machine, self.vectors);
+            clobber(machine, self.vectors, from);
+            calls.push(from);
             machine.return_from_call();
         }
         assert_eq!(machine.run(), Stop::Return);
@@ -209,6 +211,11 @@ impl Case {
         for (found, before) in machine.vectors.iter().zip(&vectors).take(8) {
             assert_eq!(found[..width], before[..width]);
         }
+        // Quiescence looks through stacks for threads that are still inside.
+        assert!(
+            !calls.iter().any(|&from| machine.has_below(context, from)),
+            "the return address of a call is left behind"
+        );
     }
 
     /// Compares the context with the table on its page.
@@ -233,7 +240,7 @@ const fn cookie(place: u64) -> u64 {
 }
 
 /// Does what a program may do to registers and stack.
-fn clobber(machine: &mut Machine<'_>, vectors: Vectors) {
+fn clobber(machine: &mut Machine<'_>, vectors: Vectors, from: u64) {
     for number in CALLER_SAVED {
         machine.regs[number] = 0xdead_0000_0000_0000 | number as u64;
     }
@@ -246,7 +253,7 @@ fn clobber(machine: &mut Machine<'_>, vectors: Vectors) {
     for vector in &mut machine.vectors {
         vector[..width].fill(0xdd);
     }
-    machine.overwrite_below_stack();
+    machine.overwrite_below_stack(from);
 }
 
 /// Sees that `bytes` are instructions to the last byte, with no branch but calls, and one

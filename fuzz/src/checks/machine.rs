@@ -68,10 +68,19 @@ impl<'a> Machine<'a> {
         self.stack[place..place + 8].copy_from_slice(&value.to_le_bytes());
     }
 
-    /// Overwrites what a called function may: the stack below its own return address.
-    pub fn overwrite_below_stack(&mut self) {
+    /// Leaves on the stack what a called function may: its own return address, `from`, and
+    /// below it anything.
+    pub fn overwrite_below_stack(&mut self, from: u64) {
         let place = self.place(self.regs[RSP]);
         self.stack[..place].fill(0xe7);
+        self.set_stack_word(self.regs[RSP].wrapping_sub(8), from);
+    }
+
+    /// Whether `word` stands on the stack, aligned, below `end`.
+    pub fn has_below(&self, end: u64, word: u64) -> bool {
+        let first = self.stack_base.wrapping_neg() as usize % 8;
+        let below = self.stack.get(first..self.place(end)).unwrap_or(&[]);
+        below.chunks_exact(8).any(|found| found == word.to_le_bytes())
     }
 
     fn place(&self, address: u64) -> usize {
@@ -143,6 +152,10 @@ impl<'a> Machine<'a> {
             }
             Code::Mov_r64_imm64 => self.regs[to.number()] = instruction.immediate64(),
             Code::Lea_r64_m => self.regs[to.number()] = self.address(instruction),
+            Code::Xor_rm32_r32 => {
+                let low = (self.regs[to.number()] ^ self.regs[from.number()]) & 0xffff_ffff;
+                self.regs[to.number()] = low;
+            }
             Code::Add_rm64_r64 => {
                 let sum = self.regs[to.number()].wrapping_add(self.regs[from.number()]);
                 self.regs[to.number()] = sum;
@@ -234,7 +247,9 @@ impl<'a> Machine<'a> {
 
     fn write(&mut self, address: u64, bytes: &[u8]) {
         let place = self.place(address);
-        assert!(address >= self.regs[RSP], "{address:#x} is below the stack pointer");
+        // What is below, nobody keeps; a zero may be put there, into the red zone (psABI 3.2.2).
+        let erases = bytes.iter().all(|&byte| byte == 0) && address >= self.regs[RSP] - 128;
+        assert!(address >= self.regs[RSP] || erases, "{address:#x} is below the stack pointer");
         let end = address.wrapping_add(bytes.len() as u64);
         assert!(end <= self.entered, "{address:#x} is the caller's");
         self.stack[place..place + bytes.len()].copy_from_slice(bytes);
