@@ -95,9 +95,9 @@ fn main() {
                 warm.push(attached);
                 warm_detach.push(detached);
             }
-            process.synchronize().expect("no other thread is inside");
         }
     }
+    process.synchronize().expect("no other thread is inside");
     let repeated = memory(hooked.object().path());
 
     let each = FUNCTIONS as f64;

@@ -2,7 +2,7 @@
 
 use core::fmt;
 use std::string::{String, ToString};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::vec::Vec;
 
 use super::discover::{self, Module};
@@ -53,6 +53,7 @@ struct Pick {
 pub struct Functions {
     catalogue: Arc<Catalogue>,
     picks: Vec<Pick>,
+    ids: OnceLock<Arc<[FunctionId]>>,
 }
 
 impl fmt::Debug for Functions {
@@ -67,7 +68,7 @@ impl Functions {
             (0..).zip(&known.module.functions).map(move |(function, _)| Pick { module, function })
         });
         let picks = picks.collect();
-        Self { catalogue, picks }
+        Self { catalogue, picks, ids: OnceLock::new() }
     }
 
     /// Those of which the pattern covers a name: as the symbol table has it or demangled, and
@@ -124,7 +125,7 @@ impl Functions {
     }
 
     fn with(&self, picks: Vec<Pick>) -> Self {
-        Self { catalogue: Arc::clone(&self.catalogue), picks }
+        Self { catalogue: Arc::clone(&self.catalogue), picks, ids: OnceLock::new() }
     }
 
     /// How many there are.
@@ -163,13 +164,15 @@ impl Functions {
         self.picks.iter().find(own).and_then(|&pick| self.get(pick))
     }
 
-    /// Their ids, in order.
-    pub(super) fn ids(&self) -> Vec<FunctionId> {
-        let mut ids = Vec::with_capacity(self.picks.len());
-        ids.extend(self.picks.iter().filter_map(|pick| {
-            self.catalogue.get(pick.module as usize)?.ids.get(pick.function as usize)
-        }));
-        ids
+    /// Their ids, in order; found once, and shared with the links that are made of them.
+    pub(super) fn ids(&self) -> Arc<[FunctionId]> {
+        let found = self.ids.get_or_init(|| {
+            let id = |pick: &Pick| {
+                self.catalogue.get(pick.module as usize)?.ids.get(pick.function as usize).copied()
+            };
+            self.picks.iter().filter_map(id).collect()
+        });
+        Arc::clone(found)
     }
 }
 

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::mem;
 use std::boxed::Box;
+use std::sync::Arc;
 use std::vec::Vec;
 
 use super::error::{AttachError, DetachError};
@@ -14,7 +15,7 @@ use crate::attach::{FunctionId, Lanes};
 #[must_use = "the programs are detached at once when the link is not kept"]
 pub struct Link {
     process: &'static Process,
-    functions: Box<[FunctionId]>,
+    functions: Arc<[FunctionId]>,
     lanes: Lanes,
     keep: Vec<Keep>,
     attached: bool,
@@ -29,22 +30,22 @@ impl fmt::Debug for Link {
 impl Link {
     pub(super) fn new(
         process: &'static Process,
-        functions: Vec<FunctionId>,
+        functions: Arc<[FunctionId]>,
         lanes: Lanes,
         keep: Vec<Keep>,
     ) -> Self {
-        Self { process, functions: functions.into_boxed_slice(), lanes, keep, attached: true }
+        Self { process, functions, lanes, keep, attached: true }
     }
 
     /// How many functions the programs are attached to.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.functions.len()
     }
 
     /// Whether there is none; never so for a link that [`Process::attach`] gave.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.functions.is_empty()
     }
 
@@ -84,7 +85,7 @@ impl Link {
 
     fn try_detach(&mut self) -> Result<(), AttachError> {
         if self.attached {
-            self.process.detach(&mut self.functions, self.lanes, &mut self.keep)?;
+            self.process.detach(&self.functions, self.lanes, &mut self.keep)?;
             self.attached = false;
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! The front door: this process, its functions, and what is attached to them.
 
 use core::{fmt, mem};
-use std::boxed::Box;
 use std::string::ToString;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec::Vec;
@@ -11,7 +10,7 @@ use super::error::{AttachError, FindError, OpenError, SynchronizeError};
 use super::functions::Functions;
 use super::link::Link;
 use super::program::{Keep, Program, Programs};
-use super::state::{Retired, State};
+use super::state::State;
 use crate::attach::{FunctionId, Lanes};
 
 /// This process. There is one, because there is one text.
@@ -139,7 +138,7 @@ impl Process {
 
     pub(super) fn detach(
         &self,
-        functions: &mut Box<[FunctionId]>,
+        functions: &Arc<[FunctionId]>,
         lanes: Lanes,
         keep: &mut Vec<Keep>,
     ) -> Result<(), AttachError> {
@@ -149,8 +148,7 @@ impl Process {
                 // and the engine is the only one that patches them.
                 unsafe { engine.detach(functions, lanes, pokes) }
             })?;
-            let (functions, keep) = (mem::take(functions), mem::take(keep));
-            state.retired.push(Retired { functions, keep });
+            state.retire(functions, mem::take(keep));
             Ok(())
         })
     }

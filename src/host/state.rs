@@ -48,9 +48,9 @@ pub(super) struct State {
 }
 
 /// What a link leaves behind until no thread is inside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Retired {
-    pub functions: Box<[FunctionId]>,
+    pub functions: Arc<[FunctionId]>,
     #[expect(dead_code, reason = "kept only to be dropped in time")]
     pub keep: Vec<Keep>,
 }
@@ -262,6 +262,15 @@ impl State {
             let text = known.module.text.iter().any(|range| range.contains(&address));
             text.then_some(name)
         })
+    }
+
+    /// Keeps what was detached until no thread is inside.
+    pub fn retire(&mut self, functions: &Arc<[FunctionId]>, keep: Vec<Keep>) {
+        let known = |retired: &Retired| Arc::ptr_eq(&retired.functions, functions);
+        // Switching one program on and off for hours leaves one entry behind, not thousands.
+        if !(keep.is_empty() && self.retired.last().is_some_and(known)) {
+            self.retired.push(Retired { functions: Arc::clone(functions), keep });
+        }
     }
 
     /// Waits until no thread is in emitted code, lets the engine free what is unused, and

@@ -30,7 +30,10 @@
 //! - Held threads execute nothing serialising by being held: synchronise cores as ever.
 //!
 //! # What it costs others
-//! Some tens of microseconds for each thread. System calls that `SA_RESTART` does not
+//! Every thread has to be scheduled once: tens of microseconds where cores are free, some
+//! milliseconds where more threads run than there are cores. Where one does not answer, holds
+//! of 10 ms, 20 ms and so on, with all threads running in between, for 2 s until the error.
+//! System calls that `SA_RESTART` does not
 //! restart (signal(7): `poll`, `epoll_wait`, `nanosleep`, ...) return `EINTR` in other
 //! threads, as with any signal.
 //!
@@ -46,6 +49,7 @@ mod signal;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::time::Instant;
 use std::vec::Vec;
 
 use super::maps::{self, Protection};
@@ -53,11 +57,8 @@ use super::maps::{self, Protection};
 pub use error::ThreadsError;
 pub use list::ThreadName;
 
-use gather::{Known, Standing, choose_signal, gather, own_tid};
+use gather::{FIRST_HOLD, Gathered, Known, PATIENCE, Standing, choose_signal, gather, own_tid};
 use signal::Hold;
-
-/// Rounds lost to threads starting faster than their number was foreseen.
-const ROUNDS: usize = 6;
 
 /// One thread, as the judge sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,25 +181,41 @@ pub fn inspect_then<R>(
         return Ok((summary, act()));
     }
     let mut capacity = count * 2 + 64;
-    for _ in 0..ROUNDS {
+    let mut patience = FIRST_HOLD;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
         // Before `hold`, so that it is freed after it: from the first signal on, until `hold`
         // is dropped, nothing here allocates or frees.
         let mut known = Vec::with_capacity(capacity + 1);
         let hold = Hold::new(choose_signal()?, capacity)
             .map_err(|errno| ThreadsError::Signal { tid: own_tid(), errno })?;
-        if gather(&hold, &mut known)? {
-            let summary = judge_all(&mut known, Some(&hold), watched, &judge)?;
-            for (index, thread) in known.iter().enumerate() {
-                if let (Decision::Move(address), Some(slot)) = (thread.decision, hold.slot(index)) {
-                    slot.move_to(address);
+        let error = match gather(&hold, &mut known, Instant::now() + patience)? {
+            Gathered::All => {
+                let summary = judge_all(&mut known, Some(&hold), watched, &judge)?;
+                for (index, thread) in known.iter().enumerate() {
+                    if let (Decision::Move(to), Some(slot)) = (thread.decision, hold.slot(index)) {
+                        slot.move_to(to);
+                    }
                 }
+                return Ok((summary, act()));
             }
-            return Ok((summary, act()));
-        }
+            Gathered::Crowded => {
+                let error = ThreadsError::TooMany { capacity };
+                capacity *= 4;
+                error
+            }
+            Gathered::Late(error) => {
+                patience *= 2;
+                error
+            }
+        };
         drop(hold);
-        capacity *= 4;
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        // So that whoever waits for a thread that was held gets its turn.
+        std::thread::sleep(Duration::from_millis(1));
     }
-    Err(ThreadsError::TooMany { capacity })
 }
 
 /// Looks at every thread held, and at the calling one. Allocates nothing.

@@ -202,47 +202,62 @@ fn the_process_has_the_segments_its_functions_are_in() {
     }
 }
 
+/// The eight bytes that the trap handler below looks at after every instruction.
+static STEPPED: AtomicU64 = AtomicU64::new(0);
+static STEPS: AtomicU64 = AtomicU64::new(0);
+static BEFORE: AtomicU64 = AtomicU64::new(0);
+static AFTER: AtomicU64 = AtomicU64::new(0);
+/// What was seen that is neither.
+static TORN: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn look(_signal: i32) {
+    let word = u64::from_le_bytes(bytes_at(STEPPED.load(Ordering::Relaxed)));
+    STEPS.fetch_add(1, Ordering::Relaxed);
+    if word != BEFORE.load(Ordering::Relaxed) && word != AFTER.load(Ordering::Relaxed) {
+        TORN.store(word, Ordering::Relaxed);
+    }
+}
+
+/// Calls `store` with the trap flag set: `SIGTRAP` after every instruction.
+fn stepped(store: impl FnOnce()) {
+    // SAFETY: sets, and then clears, one flag; nothing below the stack pointer is in use, as
+    // the block may use the stack.
+    unsafe {
+        core::arch::asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
+    }
+    store();
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("pushfq", "and qword ptr [rsp], ~0x100", "popfq");
+    }
+}
+
 #[test]
-fn a_pair_is_never_seen_half_written() {
+fn a_pair_is_stored_by_one_instruction_at_every_offset() {
     let segment = map_file("pair", &code_pages(), false);
     let word = segment.range.start + 64;
     let mut text = text_of(&[segment]);
     text.open(&[poke(word)]).unwrap();
-    // SAFETY: eight aligned bytes, mapped for as long as the process lives.
-    let shared = unsafe {
-        AtomicU64::from_ptr(core::ptr::with_exposed_provenance_mut::<u64>(word as usize))
-    };
-    for offset in 0..7u32 {
-        let with = |pair: u16| {
-            let hole = !(0xffff_u64 << (offset * 8));
-            (0x9090_9090_9090_9090 & hole) | u64::from(pair) << (offset * 8)
-        };
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                let (mut ones, mut twos) = (0, 0);
-                while ones < 1000 || twos < 1000 {
-                    match shared.load(Ordering::Relaxed) {
-                        value if value == with(0x1111) => ones += 1,
-                        value if value == with(0x2222) => twos += 1,
-                        value if value == with(0x9090) => {}
-                        value => {
-                            done.store(true, Ordering::Relaxed);
-                            panic!("{value:#x} at offset {offset}");
-                        }
-                    }
-                }
-                done.store(true, Ordering::Relaxed);
-            });
-            while !done.load(Ordering::Relaxed) {
-                for bytes in [[0x11; 2], [0x22; 2]] {
-                    // SAFETY: in the window, in one aligned word, and nobody runs it.
-                    unsafe { text.store_pair(word + u64::from(offset), bytes) }.unwrap();
-                }
-            }
-            reader.join().unwrap();
-        });
-        assert_eq!(shared.load(Ordering::Relaxed), with(0x2222));
+    // SAFETY: a zeroed `sigaction` is valid; the handler only uses atomics and reads memory
+    // that stays mapped. No other test traps.
+    unsafe {
+        let mut action: libc::sigaction = core::mem::zeroed();
+        let handler: extern "C" fn(i32) = look;
+        action.sa_sigaction = handler as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGTRAP, &raw const action, null_mut()), 0);
+    }
+    STEPPED.store(word, Ordering::Relaxed);
+    for offset in 0..7u64 {
+        let before = u64::from_le_bytes(bytes_at(word));
+        let after = before & !(0xffff << (offset * 8)) | 0x2211 << (offset * 8);
+        BEFORE.store(before, Ordering::Relaxed);
+        AFTER.store(after, Ordering::Relaxed);
+        STEPS.store(0, Ordering::Relaxed);
+        // SAFETY: in the window, in one aligned word, and nobody runs it.
+        stepped(|| unsafe { text.store_pair(word + offset, [0x11, 0x22]) }.unwrap());
+        assert!(STEPS.load(Ordering::Relaxed) > 2, "instructions were counted");
+        assert_eq!(TORN.load(Ordering::Relaxed), 0, "half a pair at offset {offset}");
+        assert_eq!(u64::from_le_bytes(bytes_at(word)), after);
         // SAFETY: as above.
         unsafe { text.store_unexecuted(word, [0x90; 8]) }.unwrap();
     }

@@ -7,13 +7,14 @@ use std::sync::Barrier;
 
 use fentry::host::threads::{Summary, ThreadsError, Verdict, inspect, inspect_then, thread_count};
 
-use super::{actions, alone, tid, wait_for};
+use super::{Finally, actions, alone, tid, wait_for};
 
 #[test]
 fn the_action_runs_while_no_thread_moves() {
     let _alone = alone();
     let (count, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let _stop = Finally(|| stop.store(true, Ordering::Relaxed));
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -36,7 +37,6 @@ fn the_action_runs_while_no_thread_moves() {
             assert_eq!(before, after);
             wait_for(|| count.load(Ordering::Relaxed) > after);
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
@@ -181,6 +181,7 @@ fn threads_come_and_go_during_a_thousand_inspections() {
     let stop = AtomicBool::new(false);
     let (started, count) = (AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|scope| {
+        let _stop = Finally(|| stop.store(true, Ordering::Relaxed));
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -209,7 +210,6 @@ fn threads_come_and_go_during_a_thousand_inspections() {
         }
         let before = started.load(Ordering::Relaxed);
         wait_for(|| started.load(Ordering::Relaxed) > before);
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

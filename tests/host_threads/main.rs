@@ -35,3 +35,13 @@ fn actions() -> Vec<usize> {
         })
         .collect()
 }
+
+/// Calls the function when it is dropped: a test that fails must let its threads end, which
+/// the scope waits for.
+struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use fentry::host::memory::{Allocation, Arena};
 use fentry::host::threads::{Seen, ThreadsError, Verdict, inspect, inspect_then};
 
-use super::{actions, alone, tid, wait_for};
+use super::{Finally, actions, alone, tid, wait_for};
 
 fn emit(code: &[u8]) -> Allocation {
     let here = emit as *const () as u64;
@@ -50,6 +50,7 @@ fn threads_in_a_watched_loop_are_all_seen_inside() {
     let stop = AtomicU8::new(0);
     let run = place.run();
     std::thread::scope(|scope| {
+        let _stop = Finally(|| stop.store(1, Ordering::Relaxed));
         for entered in &entered {
             let stop = &stop;
             scope.spawn(move || assert_eq!(call(run, entered, stop), 7));
@@ -119,6 +120,7 @@ fn a_refused_inspection_moves_nobody_and_does_not_act() {
     let (entered, stop) = (AtomicU8::new(0), AtomicU8::new(0));
     let run = place.run();
     std::thread::scope(|scope| {
+        let _stop = Finally(|| stop.store(1, Ordering::Relaxed));
         let looping = scope.spawn(|| call(run, &entered, &stop));
         wait_for(|| entered.load(Ordering::Relaxed) == 1);
         let acted = AtomicBool::new(false);
@@ -188,6 +190,7 @@ fn a_return_address_on_a_stack_is_found() {
     let range = place.run()..place.run() + place.size() as u64;
     UNPARK.store(false, Ordering::SeqCst);
     std::thread::scope(|scope| {
+        let _unpark = Finally(|| UNPARK.store(true, Ordering::SeqCst));
         let thread = scope.spawn(|| call_plain(place.run()));
         wait_for(|| PARKED.load(Ordering::SeqCst) != 0);
         let parked = PARKED.load(Ordering::SeqCst);
@@ -213,6 +216,8 @@ fn seen_in_a_handler(flags: i32) -> (Seen, Range<u64>) {
     let run = place.run();
     let mut seen = None;
     std::thread::scope(|scope| {
+        let _stop = Finally(|| stop.store(1, Ordering::Relaxed));
+        let _unpark = Finally(|| UNPARK.store(true, Ordering::SeqCst));
         let thread = scope.spawn(|| {
             // SAFETY: has no precondition.
             pthread.store(unsafe { libc::pthread_self() } as u64, Ordering::SeqCst);

@@ -79,8 +79,8 @@ impl EntryBody<'_> {
             }
             call_program(code, program)?;
         }
-        forget_return_address(code)?;
         restore_vectors(code, self.vectors)?;
+        forget_return_address(code)?;
         restore(code)?;
         Ok(())
     }

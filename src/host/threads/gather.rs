@@ -1,4 +1,9 @@
 //! Holding every other thread. Allocates nothing from the first signal on.
+//!
+//! A thread may wait, with every signal blocked, for a lock that a held thread has: glibc's
+//! does so at its end, for the list of stacks that a thread held in `pthread_create` has
+//! locked. Such a thread answers only when the others have been let go. So a hold is short
+//! at first: without all answers in time everybody goes on, and the next one is longer.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -11,10 +16,13 @@ use super::list::Status;
 use super::signal::Hold;
 use super::{Decision, ThreadName, ThreadsError, list, signal, thread_count};
 
-/// How long a thread may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a thread may take to answer, over all holds.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the first hold waits for answers. Each following one waits twice as long.
+pub(super) const FIRST_HOLD: Duration = Duration::from_millis(10);
 /// How long a thread may block every signal: glibc does so while it starts or ends one.
-const BLOCKED_PATIENCE: Duration = Duration::from_millis(200);
+/// A busy machine may leave it there for some time.
+const BLOCKED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the inspector waits before it looks why nobody answers, in nanoseconds.
 const SILENCE: i64 = 1_000_000;
 
@@ -62,10 +70,23 @@ pub(super) fn own_tid() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
-/// Holds every other thread. `false`: there are more than slots.
-pub(super) fn gather(hold: &Hold, known: &mut Vec<Known>) -> Result<bool, ThreadsError> {
+/// How an attempt to hold every other thread went.
+pub(super) enum Gathered {
+    /// They are held.
+    All,
+    /// There are more than slots.
+    Crowded,
+    /// Not by the deadline; let them go, and try again.
+    Late(ThreadsError),
+}
+
+/// Holds every other thread, by `deadline`.
+pub(super) fn gather(
+    hold: &Hold,
+    known: &mut Vec<Known>,
+    deadline: Instant,
+) -> Result<Gathered, ThreadsError> {
     let own = own_tid();
-    let deadline = Instant::now() + PATIENCE;
     let mut quiet_since = hold.answers();
     loop {
         let (mut listed, mut settled, mut found_own) = (0, 0, false);
@@ -95,7 +116,7 @@ pub(super) fn gather(hold: &Hold, known: &mut Vec<Known>) -> Result<bool, Thread
         })
         .map_err(|errno| ThreadsError::Proc { errno })?;
         if overflow {
-            return Ok(false);
+            return Ok(Gathered::Crowded);
         }
         if !found_own {
             return Err(ThreadsError::Proc { errno: Errno::SRCH });
@@ -104,12 +125,13 @@ pub(super) fn gather(hold: &Hold, known: &mut Vec<Known>) -> Result<bool, Thread
         // short by a thread ending is found out here.
         if settled + 1 == listed && thread_count()? == listed {
             known.push(Known::own());
-            return Ok(true);
+            return Ok(Gathered::All);
         }
         if let Some((tid, errno)) = refused
             && (errno != Errno::AGAIN || Instant::now() > deadline)
         {
-            return Err(ThreadsError::Signal { tid, errno });
+            let error = ThreadsError::Signal { tid, errno };
+            return if errno == Errno::AGAIN { Ok(Gathered::Late(error)) } else { Err(error) };
         }
         while let Some(pending) = settle(hold, known) {
             let answers = hold.answers();
@@ -121,12 +143,12 @@ pub(super) fn gather(hold: &Hold, known: &mut Vec<Known>) -> Result<bool, Thread
             if hold.answers() == answers {
                 explain_silence(hold.signal(), known);
                 if Instant::now() > deadline {
-                    return Err(unanswered(hold.signal(), pending));
+                    return Ok(Gathered::Late(unanswered(hold.signal(), pending)));
                 }
             }
         }
         if Instant::now() > deadline {
-            return Err(ThreadsError::Restless { started: known.len() });
+            return Ok(Gathered::Late(ThreadsError::Restless { started: known.len() }));
         }
     }
 }
