@@ -1,0 +1,7 @@
+//! One check for each fuzz target: a function of any bytes that panics if something is wrong.
+
+pub mod encode;
+pub mod entry_body;
+mod input;
+mod machine;
+pub mod slot;

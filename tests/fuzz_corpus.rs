@@ -1,0 +1,54 @@
+//! The fuzz targets' checks on their committed seeds, and on bytes that chance gives.
+
+use std::fs;
+use std::path::Path;
+
+#[expect(dead_code, reason = "tests of the encoder use more of it")]
+#[path = "encode_x86_64/check.rs"]
+mod check;
+#[path = "../fuzz/src/checks/mod.rs"]
+mod checks;
+#[path = "encode_x86_64/forms.rs"]
+mod forms;
+
+/// Runs `check` on every seed of `target`, and on random bytes.
+fn replay(target: &str, check: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let seeds = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let mut replayed = 0;
+    for seed in seeds {
+        let path = seed.expect("a directory entry").path();
+        println!("{}", path.display());
+        check(&fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}")));
+        replayed += 1;
+    }
+    assert!(replayed >= 5, "{folder:?} has {replayed} seeds");
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    for len in (0..400).cycle().take(4000) {
+        let bytes: Vec<u8> = (0..len)
+            .map(|_| {
+                // xorshift64 (Marsaglia 2003): the same bytes in every run.
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random.to_le_bytes()[7]
+            })
+            .collect();
+        check(&bytes);
+    }
+}
+
+#[test]
+fn encode() {
+    replay("encode", checks::encode::check);
+}
+
+#[test]
+fn entry_body() {
+    replay("entry_body", checks::entry_body::check);
+}
+
+#[test]
+fn slot() {
+    replay("slot", checks::slot::check);
+}
