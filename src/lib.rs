@@ -74,14 +74,21 @@ pub mod addr;
 pub mod attach;
 pub mod emit;
 pub mod encode;
-// A model has no process to host: what runs in it is loom's.
-#[cfg(all(feature = "std", not(loom)))]
-pub mod host;
 pub mod layout;
 pub mod metadata;
 pub mod patch;
 
 mod sync;
+
+// The one place that asks for a target: emitters and encoders compile on every host, but only
+// this one can be a process that patches itself. A model has no process: what runs in it is
+// loom's.
+cfg_if::cfg_if! {
+    if #[cfg(all(feature = "std", target_os = "linux", target_arch = "x86_64", not(loom)))] {
+        #[cfg_attr(docsrs, doc(cfg(feature = "std")))]
+        pub mod host;
+    }
+}
 
 #[cfg(loom)]
 pub use sync::fault;

@@ -1,7 +1,9 @@
 //! The slot codec: an index as the bytes of an instruction, and back.
 
-use crate::encode::x86_64::NOP1X5;
 use crate::layout::SlotKind;
+
+/// What a compiler leaves where an x86-64 slot goes: one-byte nops.
+const NOPS: [u8; 5] = [0x90; 5];
 
 /// `mov eax, imm32` (Intel SDM volume 2, MOV, `B8+rd id`).
 const MOV_EAX: u8 = 0xb8;
@@ -30,7 +32,7 @@ impl SlotState {
     pub const fn read(kind: SlotKind, bytes: [u8; Self::MAX_SIZE]) -> Self {
         match kind {
             SlotKind::MovEax => match bytes {
-                NOP1X5 => Self::Vacant,
+                NOPS => Self::Vacant,
                 [MOV_EAX, a, b, c, d] => Self::Index(u32::from_le_bytes([a, b, c, d])),
                 _ => Self::Foreign,
             },

@@ -1,8 +1,9 @@
 //! The entry-only thunk of a function without a slot.
 
 use crate::emit::EmitError;
-use crate::encode::CodeBuffer;
 use crate::encode::x86_64::{Reg, int3, mov_imm32, nop, ret};
+use crate::encode::{CodeBuffer, EncodeError};
+use crate::layout::x86_64::SITE_LEN;
 
 /// Bytes of a thunk, and its alignment.
 pub const THUNK_SIZE: usize = 16;
@@ -34,12 +35,12 @@ pub const fn entry_thunk(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), Em
     }
 }
 
-const fn emit(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), crate::encode::EncodeError> {
+const fn emit(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), EncodeError> {
     let start = code.position();
     if let Err(error) = mov_imm32(code, Reg::R11, index) {
         return Err(error);
     }
-    if let Err(error) = nop(code, crate::patch::SITE_LEN) {
+    if let Err(error) = nop(code, SITE_LEN as usize) {
         return Err(error);
     }
     if let Err(error) = ret(code) {
