@@ -3,8 +3,9 @@
 
 mod support;
 
-use fentry::host::{HostError, OpenError, Process};
-use support::four::{PADDED, assert_says, build, call_numbered, numbered};
+use fentry::attach;
+use fentry::host::{AttachError, HostError, OpenError, Process};
+use support::four::{PADDED, assert_says, attach, build, call_numbered, counter, find, numbered};
 use support::hostile::{fill_address_space_around, forbid_system_call, in_child};
 
 #[test]
@@ -19,15 +20,17 @@ fn without_membarrier_a_process_is_not_opened() {
 
 /// Emitted code must be within reach of the text that uses it; here nothing is free there.
 #[test]
-fn without_room_in_reach_a_module_is_not_known() {
-    in_child("without_room_in_reach_a_module_is_not_known", || {
-        let process = support::process();
+fn without_room_in_reach_nothing_is_attached() {
+    in_child("without_room_in_reach_nothing_is_attached", || {
         let object = build("noroom", &numbered("noroom", 4), "c", PADDED);
+        let (process, functions) = find(&object);
+        let before = object.text();
         fill_address_space_around(object.address("noroom_0"));
-        let error = process.refresh().unwrap_err();
-        assert!(matches!(&error, OpenError::Host(HostError::Memory(_))), "{error:?}");
+        let error = attach(process, &functions, counter().1).unwrap_err();
+        let AttachError::Engine { cause, .. } = &error else { panic!("{error:?}") };
+        assert!(matches!(**cause, attach::AttachError::Images(HostError::Memory(_))), "{error:?}");
         assert_says(&error, &["GiB"]);
-        assert!(process.functions().named("noroom_0").is_empty());
+        assert!(object.text() == before, "a refused attachment has written text");
         call_numbered(&object, "noroom", 4);
     });
 }

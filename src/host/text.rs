@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::Range;
 use core::ptr::with_exposed_provenance;
 use core::ptr::with_exposed_provenance_mut;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::string::String;
 use std::sync::Arc;
 use std::vec::Vec;
@@ -277,7 +277,7 @@ fn protect(pages: &Range<u64>, protection: Protection) -> Result<(), Errno> {
 
 // SAFETY: `open` asks for the segment's own protection (or more) in one `mprotect` a segment,
 // which replaces the protection of a page at once and keeps `X`. `store_byte` is an atomic
-// byte store, and `store_pair` the one store that `can_store_pair` argues for. x86-64 makes
+// byte store, `store_pair` and `store_site` the one store that `can_store` argues for. x86-64 makes
 // the stores of a core visible in program order (Intel SDM volume 3, 10.2.2). No store returns
 // an error.
 unsafe impl Text for HostText {
@@ -344,9 +344,9 @@ unsafe impl Text for HostText {
     unsafe fn store_pair(&mut self, address: u64, bytes: [u8; 2]) -> Result<(), TextError> {
         let to = self.written(address);
         if address % 8 == 7 {
-            // SAFETY: the pair is in the middle of aligned 16 bytes (contract), which are of
-            // one page that `open` has made writable.
-            unsafe { store_pair_in_16(to, bytes) };
+            // SAFETY: the pair is in aligned 16 bytes (contract), which are of one page that
+            // `open` has made writable.
+            unsafe { store_in_16(to, bytes) };
             return Ok(());
         }
         // SAFETY: the caller names two bytes of a window that `open` has made writable. The
@@ -359,6 +359,31 @@ unsafe impl Text for HostText {
                 options(nostack, preserves_flags),
             );
         }
+        Ok(())
+    }
+
+    fn can_store_site(&self, address: u64) -> bool {
+        can_store(address, SITE_LEN as u64)
+    }
+
+    #[inline]
+    unsafe fn store_site(&mut self, address: u64, bytes: [u8; SITE_LEN]) -> Result<(), TextError> {
+        let to = self.written(address);
+        if address % 8 + SITE_LEN as u64 > 8 {
+            // SAFETY: the site is in aligned 16 bytes (contract), which are of one page that
+            // `open` has made writable.
+            unsafe { store_in_16(to, bytes) };
+            return Ok(());
+        }
+        let word = to.map_addr(|address| address & !7).cast::<u64>();
+        // SAFETY: the aligned word around the site is of a page that `open` has made writable;
+        // text is accessed through this value only.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        let mut all = word.load(Ordering::Relaxed).to_le_bytes();
+        for (to, from) in all.iter_mut().skip(address as usize % 8).zip(bytes) {
+            *to = from;
+        }
+        word.store(u64::from_le_bytes(all), Ordering::Release);
         Ok(())
     }
 
@@ -377,34 +402,41 @@ unsafe impl Text for HostText {
     }
 }
 
-/// Whether a store of the two bytes at `address` is one access: inside an aligned 8-byte word
-/// always, inside aligned 16 bytes on a CPU with AVX, whose aligned 16-byte stores are atomic
-/// (Intel SDM volume 3, 10.1.1; AMD APM volume 2, 7.3.2).
+/// Whether the two bytes at `address` can be stored in one access.
 pub(super) fn can_store_pair(address: u64) -> bool {
-    address % 8 != 7 || address % 16 != 15 && std::is_x86_feature_detected!("avx")
+    can_store(address, 2)
 }
 
-/// Stores a pair across the middle of aligned 16 bytes, by storing all 16 at once. The other
-/// 14 get what they had; whoever writes text has it to itself.
+/// Whether a store of `len` bytes at `address` is one access: inside an aligned 8-byte word
+/// always, inside aligned 16 bytes on a CPU with AVX, whose aligned 16-byte stores are atomic
+/// (Intel SDM volume 3, 10.1.1; AMD APM volume 2, 7.3.2). Instructions are fetched in aligned
+/// blocks of 16 bytes or more.
+fn can_store(address: u64, len: u64) -> bool {
+    address % 8 + len <= 8 || address % 16 + len <= 16 && std::is_x86_feature_detected!("avx")
+}
+
+/// Stores bytes inside aligned 16 bytes, by storing all 16 at once. The others get what they
+/// had; whoever writes text has it to itself.
 ///
 /// # Safety
-/// The pair at `to` is in the middle of aligned 16 bytes that can be read and written, and
-/// that nobody else writes meanwhile.
+/// The bytes at `to` are inside aligned 16 bytes that can be read and written, and that nobody
+/// else writes meanwhile.
 #[cold]
-unsafe fn store_pair_in_16(to: *mut u8, [first, second]: [u8; 2]) {
+unsafe fn store_in_16<const N: usize>(to: *mut u8, bytes: [u8; N]) {
     let block = to.map_addr(|address| address & !15).cast::<[u8; 16]>();
     // SAFETY: readable (contract), and bytes need no alignment.
-    let mut bytes = unsafe { block.read_volatile() };
-    let [_, _, _, _, _, _, _, at_7, at_8, ..] = &mut bytes;
-    (*at_7, *at_8) = (first, second);
+    let mut all = unsafe { block.read_volatile() };
+    for (to, from) in all.iter_mut().skip(to.addr() % 16).zip(bytes) {
+        *to = from;
+    }
     // SAFETY: aligned and writable (contract). Assembly, so that it is this one store.
     unsafe {
         core::arch::asm!(
-            "movdqu {all}, xmmword ptr [{bytes}]",
-            "movdqa xmmword ptr [{block}], {all}",
-            bytes = in(reg) &raw const bytes,
+            "movdqu {vector}, xmmword ptr [{all}]",
+            "movdqa xmmword ptr [{block}], {vector}",
+            all = in(reg) &raw const all,
             block = in(reg) block,
-            all = out(xmm_reg) _,
+            vector = out(xmm_reg) _,
             options(nostack, preserves_flags),
         );
     }

@@ -62,7 +62,7 @@ impl Poke {
     #[must_use]
     pub fn conflict(&self) -> Option<Conflict> {
         match self.state {
-            PokeState::Good => None,
+            PokeState::Good | PokeState::OneStore | PokeState::Unchanged => None,
             PokeState::Changed => {
                 Some(Conflict::Changed { site: self.site, expected: self.old, found: self.found })
             }
@@ -190,9 +190,9 @@ impl<'a> Batch<'a> {
     /// [`CheckError`] says what was found.
     pub fn check<T: Text>(self, text: &T) -> Result<CheckedBatch<'a>, CheckError<T::Error>> {
         let Self { protocol, pokes } = self;
-        let straddles = match protocol {
-            Protocol::ShortJump => ShortJump::straddles::<T>,
-            Protocol::Breakpoint => Breakpoint::straddles::<T>,
+        let judge = match protocol {
+            Protocol::ShortJump => ShortJump::judge::<T>,
+            Protocol::Breakpoint => Breakpoint::judge::<T>,
         };
         if !pokes.is_sorted_by(|a, b| a.site < b.site) {
             pokes.sort_unstable_by_key(|poke| poke.site);
@@ -207,16 +207,18 @@ impl<'a> Batch<'a> {
             let found = text
                 .read(poke.site.get())
                 .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
+            poke.found = found;
             poke.state = if found != poke.old {
                 PokeState::Changed
-            } else if straddles(text, poke.site) {
-                PokeState::Straddles
+            } else if poke.old == poke.new {
+                PokeState::Unchanged
             } else {
-                continue;
+                judge(text, poke)
             };
-            poke.found = found;
-            count += 1;
-            first = first.or(poke.conflict());
+            if let Some(conflict) = poke.conflict() {
+                count += 1;
+                first = first.or(Some(conflict));
+            }
         }
         match first {
             Some(first) => Err(CheckError::Conflicts { count, first }),
@@ -333,25 +335,36 @@ unsafe fn forward<S: Steps, T: Text, C: Cores>(
     pokes: &[Poke],
     progress: &mut Progress,
 ) -> Result<(), Failure<T, C>> {
-    let failed = |site| move |cause| PatchError::Store { site, cause };
-    for poke in pokes {
+    pass(pokes, &mut progress.guarded, |poke| {
         // SAFETY: the text is open; no core is inside the site and its tail is the old one.
-        unsafe { S::guard(text, poke.site) }.map_err(failed(poke.site))?;
-        progress.guarded += 1;
-    }
+        unsafe { S::guard(text, poke) }
+    })?;
     cores.synchronise().map_err(PatchError::Synchronise)?;
-    for poke in pokes {
+    pass(pokes, &mut progress.tails, |poke| {
         // SAFETY: every site is guarded, and every core has synchronised since.
-        unsafe { S::tail(text, poke.site, &poke.new) }.map_err(failed(poke.site))?;
-        progress.tails += 1;
-    }
+        unsafe { S::tail(text, poke, &poke.new) }
+    })?;
     cores.synchronise().map_err(PatchError::Synchronise)?;
-    for poke in pokes {
+    pass(pokes, &mut progress.heads, |poke| {
         // SAFETY: every tail is the new one, and every core has synchronised since.
-        unsafe { S::head(text, poke.site, &poke.new) }.map_err(failed(poke.site))?;
-        progress.heads += 1;
-    }
+        unsafe { S::head(text, poke, &poke.new) }
+    })?;
     cores.synchronise().map_err(PatchError::Synchronise)
+}
+
+/// Takes one step at each site that changes, counting the sites that are done.
+fn pass<T, C>(
+    pokes: &[Poke],
+    done: &mut usize,
+    mut step: impl FnMut(&Poke) -> Result<(), T>,
+) -> Result<(), PatchError<T, C>> {
+    for poke in pokes {
+        if poke.state != PokeState::Unchanged {
+            step(poke).map_err(|cause| PatchError::Store { site: poke.site, cause })?;
+        }
+        *done += 1;
+    }
+    Ok(())
 }
 
 /// Takes back what a failed [`forward`] has stored: the same three passes towards the old
@@ -367,22 +380,24 @@ unsafe fn back<S: Steps, T: Text, C: Cores>(
 ) -> Result<(), PatchSite> {
     let Some(first) = pokes.first() else { return Ok(()) };
     let mut synchronise = || cores.synchronise().map_err(|_| first.site);
-    for poke in pokes.iter().take(progress.heads) {
+    let changing =
+        |count| pokes.iter().take(count).filter(|poke| poke.state != PokeState::Unchanged);
+    for poke in changing(progress.heads) {
         // SAFETY: these sites hold the new instruction whole; guarding it changes no tail.
-        unsafe { S::guard(text, poke.site) }.map_err(|_| poke.site)?;
+        unsafe { S::guard(text, poke) }.map_err(|_| poke.site)?;
     }
     if progress.tails > 0 {
         synchronise()?;
-        for poke in pokes.iter().take(progress.tails) {
+        for poke in changing(progress.tails) {
             // SAFETY: every site is guarded, and every core has synchronised since.
-            unsafe { S::tail(text, poke.site, &poke.old) }.map_err(|_| poke.site)?;
+            unsafe { S::tail(text, poke, &poke.old) }.map_err(|_| poke.site)?;
         }
         synchronise()?;
     }
-    for poke in pokes.iter().take(progress.guarded) {
+    for poke in changing(progress.guarded) {
         // SAFETY: every tail is the old one; where one was written, every core has
         // synchronised since, and where none was, cores never saw another.
-        unsafe { S::head(text, poke.site, &poke.old) }.map_err(|_| poke.site)?;
+        unsafe { S::head(text, poke, &poke.old) }.map_err(|_| poke.site)?;
     }
     synchronise()
 }

@@ -24,6 +24,9 @@
 //!   that blocks `SIGTRAP` and meets an `int3` is killed. While it runs, calls pass the site
 //!   without running what the site calls. Its first two bytes are one store, and therefore
 //!   must lie where the embedder can [store a pair](Text::can_store_pair).
+//!   A call or jump that becomes another is written as a whole in pass 3, in one store, where
+//!   the embedder [can](Text::can_store_site): then a core runs the old target or the new one,
+//!   and no call passes unhooked.
 //! * [`Breakpoint`](Protocol::Breakpoint) works at any alignment. A core that traps is told
 //!   by a [`TrapResolver`] to behave as the new instruction would.
 //!
@@ -82,6 +85,10 @@ pub(crate) enum PokeState {
     Changed,
     /// The first two bytes cannot be stored at once.
     Straddles,
+    /// As expected, and all five bytes are stored at once: a branch gets another target.
+    OneStore,
+    /// As expected, and it stays so: nothing is stored.
+    Unchanged,
 }
 
 const _: () = assert!(size_of::<Poke>() == 24);
@@ -153,6 +160,30 @@ pub unsafe trait Text {
     /// # Errors
     /// The embedder's; then both bytes are as before.
     unsafe fn store_pair(&mut self, address: u64, bytes: [u8; 2]) -> Result<(), Self::Error>;
+
+    /// Whether all bytes of the site at `address` can be stored in one access, which the
+    /// instruction fetch of a running core sees whole or not at all. By default not.
+    fn can_store_site(&self, address: u64) -> bool {
+        let _ = address;
+        false
+    }
+
+    /// Stores all bytes of a site in one access.
+    ///
+    /// # Safety
+    /// As [`store_byte`](Text::store_byte), and [`can_store_site`](Text::can_store_site) says
+    /// so of `address`; cores may be executing the site.
+    ///
+    /// # Errors
+    /// The embedder's; then every byte is as before.
+    unsafe fn store_site(
+        &mut self,
+        address: u64,
+        bytes: [u8; SITE_LEN],
+    ) -> Result<(), Self::Error> {
+        // SAFETY: never reached: an embedder that can store sites overrides both.
+        unsafe { self.store_unexecuted(address, bytes) }
+    }
 
     /// Stores `N` bytes, in any order and any number of accesses.
     ///

@@ -231,6 +231,16 @@ impl Bench {
         self.world.count(|event| *event == Event::Synchronise)
     }
 
+    /// How many bytes each store wrote, in order.
+    pub fn store_lengths(&self) -> Vec<usize> {
+        let events = self.world.state().events.clone();
+        let length = |event: &Event| match event {
+            Event::Store { bytes, .. } => Some(bytes.len()),
+            _ => None,
+        };
+        events.iter().filter_map(length).collect()
+    }
+
     pub fn stores(&self) -> usize {
         self.world.count(|event| matches!(event, Event::Store { .. }))
     }

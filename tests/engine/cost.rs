@@ -35,6 +35,33 @@ fn a_batch_of_any_size_has_three_synchronisations() {
     }
 }
 
+/// A function that has programs and gets others is never without: its call becomes another in
+/// one store. Where five bytes cannot be stored at once, it is guarded as ever.
+#[test]
+fn a_changed_set_is_one_store_where_the_site_allows_it() {
+    let kinds = [Kind::PLAIN, Kind::of(IBT), Kind::of(PLAIN_UNPADDED), Kind::PLAIN.shift(12)];
+    for (kind, at_once) in kinds.into_iter().zip([true, true, true, false]) {
+        let mut bench = Bench::of(Protocol::ShortJump, kind, 3);
+        let all = bench.all();
+        let a = bench.attach(&all, &[program(A, Cookies::Position)]).unwrap();
+        for step in 0..3 {
+            bench.world.arm(Failing::None);
+            match step {
+                0 => _ = bench.attach(&all, &[program(B, Cookies::Position)]).unwrap(),
+                1 => bench.set_enabled(&all, a, false).unwrap(),
+                _ => bench.set_enabled(&all, a, true).unwrap(),
+            }
+            let lengths = bench.store_lengths();
+            if at_once {
+                assert_eq!(lengths, [5; 3], "{kind:?}");
+            } else {
+                assert_eq!(lengths, [2, 2, 2, 3, 3, 3, 2, 2, 2], "{kind:?}");
+            }
+            assert_eq!(bench.synchronisations(), 3);
+        }
+    }
+}
+
 #[test]
 fn one_image_for_one_program_set_however_many_functions() {
     let mut bench = Bench::of(Protocol::ShortJump, Kind::PLAIN, 1_000);

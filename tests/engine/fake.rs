@@ -307,6 +307,15 @@ unsafe impl Text for World {
         self.store(address, &bytes)
     }
 
+    fn can_store_site(&self, address: u64) -> bool {
+        address % 16 <= 11
+    }
+
+    unsafe fn store_site(&mut self, address: u64, bytes: [u8; 5]) -> Result<(), Fault> {
+        assert!(address % 16 <= 11, "five bytes in two blocks of 16");
+        self.store(address, &bytes)
+    }
+
     unsafe fn store_unexecuted<const N: usize>(
         &mut self,
         address: u64,
