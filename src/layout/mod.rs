@@ -130,6 +130,14 @@ pub enum LayoutError {
         /// Bytes from the entry to the end of the patch site.
         site_end: u32,
     },
+    /// The slot is so far before the return address of a called body that the distance does
+    /// not fit into 16 bits.
+    SlotTooFar {
+        /// Bytes before the entry at which the slot was to begin.
+        slot: u16,
+        /// Bytes from the entry to the end of the patch site.
+        site_end: u32,
+    },
 }
 
 impl fmt::Display for LayoutError {
@@ -150,6 +158,11 @@ impl fmt::Display for LayoutError {
             Self::OriginInsideSite { origin, site_end } => write!(
                 f,
                 "the origin at entry+{origin} is inside the patch site, which ends at entry+{site_end}"
+            ),
+            Self::SlotTooFar { slot, site_end } => write!(
+                f,
+                "from a slot {slot} bytes before the entry to the end of the patch site at \
+                 entry+{site_end} is more than 65535 bytes"
             ),
         }
     }
@@ -180,6 +193,11 @@ impl EntryLayout {
         let site_end = spec.site as u32 + spec.site_len as u32;
         if spec.site_len == 0 || (spec.origin as u32) < site_end {
             return Err(LayoutError::OriginInsideSite { origin: spec.origin, site_end });
+        }
+        if let Some((_, slot)) = spec.slot
+            && site_end + slot as u32 > u16::MAX as u32
+        {
+            return Err(LayoutError::SlotTooFar { slot, site_end });
         }
         Ok(Self { spec })
     }
@@ -332,5 +350,15 @@ mod tests {
             new(LayoutSpec { site: u16::MAX, ..GOOD }),
             Err(LayoutError::OriginInsideSite { origin: 9, site_end: u32::from(u16::MAX) + 5 })
         );
+        let far = |slot| LayoutSpec {
+            padding: slot,
+            slot: Some((SlotKind::MovEax, slot)),
+            site: 60_000,
+            origin: 60_005,
+            ..GOOD
+        };
+        // 60005 + 5530 is the last that 16 bits hold.
+        assert_eq!(new(far(5530)).map(|layout| layout.return_to_index()), Ok(Some(65_534)));
+        assert_eq!(new(far(5531)), Err(LayoutError::SlotTooFar { slot: 5531, site_end: 60_005 }));
     }
 }
