@@ -24,9 +24,11 @@ use crate::encode::EncodeError;
 pub enum Vectors {
     /// None: every program of the image is known to leave them alone.
     Untouched,
-    /// `xmm0` to `xmm7`: what a program compiled for SSE can change.
+    /// `xmm0` to `xmm7`: what a program compiled for SSE, which calls nothing that uses AVX,
+    /// can change. The upper halves of `ymm0` to `ymm7` are left as they are.
     Xmm,
-    /// `ymm0` to `ymm7`: what a program on a CPU with AVX can change.
+    /// `ymm0` to `ymm7`: what a program on a CPU with AVX can change. The upper halves of
+    /// `zmm0` to `zmm7` are lost, so not for functions with 512-bit arguments.
     Ymm,
     /// `zmm0` to `zmm7`: what a program on a CPU with AVX-512 can change.
     Zmm,
