@@ -28,7 +28,8 @@ fn without_room_in_reach_nothing_is_attached() {
         fill_address_space_around(object.address("noroom_0"));
         let error = attach(process, &functions, counter().1).unwrap_err();
         let AttachError::Engine { cause, .. } = &error else { panic!("{error:?}") };
-        assert!(matches!(**cause, attach::AttachError::Images(HostError::Memory(_))), "{error:?}");
+        let attach::AttachError::Images { cause, .. } = &**cause else { panic!("{error:?}") };
+        assert!(matches!(cause, HostError::Memory(_)), "{error:?}");
         assert_says(&error, &["GiB"]);
         assert!(object.text() == before, "a refused attachment has written text");
         call_numbered(&object, "noroom", 4);

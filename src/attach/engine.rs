@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::function::FunctionInfo;
 use super::set::{Programs, Set, SetEntry};
-use super::thunk::ThunkChunk;
 use super::{
     AttachError, Attachment, Edit, Embedder, FunctionId, FunctionSpec, Lanes, Parts, Region,
 };
@@ -33,6 +32,13 @@ pub(super) struct Class {
     pub empty: u32,
     /// Thunks that are allocated and not yet used.
     pub thunks: Option<ThunkChunk>,
+}
+
+/// Memory for thunks of one class's functions that is not used up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ThunkChunk {
+    pub next: u64,
+    pub left: usize,
 }
 
 /// Lanes that an attachment may get.
@@ -152,27 +158,6 @@ impl<E: Embedder> Engine<E> {
         Err(AttachError::UnknownFunction { index })
     }
 
-    /// Forgets functions, whose indexes may then be given to others.
-    ///
-    /// # Safety
-    /// No core runs or will run the functions, their thunks or an image they led to, or has
-    /// one of them as a return address: their text is gone, and all is [quiescent](Self::quiesced).
-    pub unsafe fn forget(&mut self, functions: &[FunctionId]) {
-        for &id in functions {
-            let known = self.functions.get_mut(id.0).filter(|info| info.nop().is_some());
-            let Some((info, record)) = known.zip(self.records.get(id.0)) else { continue };
-            info.set_nop(None);
-            record.cookie.store(0, Ordering::Relaxed);
-            record.lanes.store(0, Ordering::Relaxed);
-            let set = record.set.swap(0, Ordering::Relaxed);
-            if let Some(set) = self.sets.get_mut(set).filter(|_| set != 0) {
-                set.users = set.users.saturating_sub(1);
-            }
-            // SAFETY: registered until now, and nothing finds it any more (contract).
-            unsafe { self.records.release(id.0) };
-        }
-    }
-
     /// The class of these functions, made if it is new.
     fn class(&mut self, layout: &EntryLayout, region: Region) -> Outcome<u16, E> {
         let is_it = |class: &Class| class.layout == *layout && class.region == region;
@@ -197,6 +182,14 @@ impl<E: Embedder> Engine<E> {
     #[must_use]
     pub fn entry(&self, id: FunctionId) -> Option<Entry> {
         self.functions.get(id.0).filter(|info| info.nop().is_some()).map(FunctionInfo::entry)
+    }
+
+    /// Whether the function `id` has programs, switched on or not.
+    #[must_use]
+    pub fn is_attached(&self, id: FunctionId) -> bool {
+        let set = self.records.get(id.0).map(|record| record.set.load(Ordering::Relaxed));
+        let set = set.and_then(|set| self.sets.get(set));
+        set.is_some_and(|set| set.live && set.programs.lanes() != 0)
     }
 
     /// How many pokes an operation on `functions` needs room for: one for each, and another

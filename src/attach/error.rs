@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Debug, Display};
 
-use super::MAX_PROGRAMS;
+use super::{MAX_PROGRAMS, Region};
 use crate::addr::{Entry, Slot};
 use crate::emit::EmitError;
 use crate::metadata::{LANES, SlotState, TableError};
@@ -63,7 +63,12 @@ pub enum AttachError<E> {
     /// A table cannot grow.
     Table(TableError<E>),
     /// There is no memory for an image.
-    Images(E),
+    Images {
+        /// The region that has none.
+        region: Region,
+        /// What the embedder said.
+        cause: E,
+    },
     /// The text could not be read or written.
     Text(E),
     /// The batch did not land.
@@ -105,7 +110,7 @@ impl<E: Display> Display for AttachError<E> {
             Self::TooManyClasses => f.write_str("too many combinations of layout and region"),
             Self::Emit(error) => Display::fmt(error, f),
             Self::Table(error) => Display::fmt(error, f),
-            Self::Images(error) => write!(f, "no memory for an image: {error}"),
+            Self::Images { cause, .. } => write!(f, "no memory for an image: {cause}"),
             Self::Text(error) => write!(f, "text cannot be read or written: {error}"),
             Self::Patch(error) => Display::fmt(error, f),
         }
@@ -121,6 +126,11 @@ impl<E> From<EmitError> for AttachError<E> {
 }
 
 impl<E> AttachError<E> {
+    /// What the embedder said when it was asked for image memory.
+    pub(super) fn no_image<M: Into<E>>(region: Region, cause: M) -> Self {
+        Self::Images { region, cause: cause.into() }
+    }
+
     /// A table's error, with the embedder's own made `E`.
     pub(super) fn table<M: Into<E>>(error: TableError<M>) -> Self {
         Self::Table(match error {

@@ -87,10 +87,10 @@ impl<E: Embedder> Engine<E> {
             Some(return_to_index) => IndexFrom::Slot { return_to_index },
             None => IndexFrom::Thunk,
         };
-        let return_to_entry = class.layout.return_to_entry();
+        let (return_to_entry, region) = (class.layout.return_to_entry(), class.region);
         let size = EntryBody::max_size(count);
-        let image = self.parts.images.allocate(class.region, size);
-        let image = image.map_err(|cause| AttachError::Images(cause.into()))?;
+        let image = self.parts.images.allocate(region, size);
+        let image = image.map_err(|cause| AttachError::no_image(region, cause))?;
         let calls = calls.get(..count).unwrap_or(&[]);
         let mut bytes = [0; MAX_IMAGE];
         let mut code = CodeBuffer::new(&mut bytes, image);
@@ -98,7 +98,7 @@ impl<E: Embedder> Engine<E> {
         let written = body.emit(&mut code).map_err(AttachError::Emit).and_then(|()| {
             // SAFETY: allocated above; nothing leads there yet.
             unsafe { self.parts.images.write(image, code.written()) }
-                .map_err(|cause| AttachError::Images(cause.into()))
+                .map_err(|cause| AttachError::no_image(region, cause))
         });
         match written {
             Ok(()) => Ok((image, size as u32)),

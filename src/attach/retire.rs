@@ -2,9 +2,43 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Embedder, Engine, ImageMemory};
+use super::{Embedder, Engine, FunctionId, ImageMemory, Region};
 
 impl<E: Embedder> Engine<E> {
+    /// Forgets functions, whose indexes may then be given to others.
+    ///
+    /// # Safety
+    /// No core runs or will run the functions, their thunks or an image they led to, or has
+    /// one of them as a return address: their text is gone, and all is [quiescent](Self::quiesced).
+    pub unsafe fn forget(&mut self, functions: &[FunctionId]) {
+        for &id in functions {
+            let known = self.functions.get_mut(id.0).filter(|info| info.nop().is_some());
+            let Some((info, record)) = known.zip(self.records.get(id.0)) else { continue };
+            info.set_nop(None);
+            record.cookie.store(0, Ordering::Relaxed);
+            record.lanes.store(0, Ordering::Relaxed);
+            let set = record.set.swap(0, Ordering::Relaxed);
+            if let Some(set) = self.sets.get_mut(set).filter(|_| set != 0) {
+                set.users = set.users.saturating_sub(1);
+            }
+            // SAFETY: registered until now, and nothing finds it any more (contract).
+            unsafe { self.records.release(id.0) };
+        }
+    }
+
+    /// Forgets the thunk memory of a region, which the embedder may then take back: all of the
+    /// region's functions are [forgotten](Self::forget).
+    ///
+    /// # Safety
+    /// They are, so that none of them has a thunk there, and all is quiescent.
+    pub unsafe fn forget_region(&mut self, region: Region) {
+        for class in self.classes.iter_mut().flatten() {
+            if class.region == region {
+                class.thunks = None;
+            }
+        }
+    }
+
     /// Frees what nothing leads to any more: images of sets that no function has, and lanes of
     /// programs that were detached. Gives the number of images that were freed.
     ///

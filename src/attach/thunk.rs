@@ -1,6 +1,6 @@
 //! Thunks: memory for them, and which function has which.
 
-use super::engine::Outcome;
+use super::engine::{Outcome, ThunkChunk};
 use super::{AttachError, Embedder, Engine, FunctionId, ImageMemory};
 use crate::emit::EmitError;
 use crate::emit::x86_64::{THUNK_SIZE, entry_thunk};
@@ -8,13 +8,6 @@ use crate::encode::{CodeBuffer, EncodeError};
 
 /// Thunks that are allocated at once.
 const THUNKS: usize = 64;
-
-/// Memory for thunks of one class's functions that is not used up.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ThunkChunk {
-    next: u64,
-    left: usize,
-}
 
 impl<E: Embedder> Engine<E> {
     /// Gives the function `id`, of this class, a thunk for good.
@@ -24,12 +17,12 @@ impl<E: Embedder> Engine<E> {
         let (Some(class), Some(info)) = (class, self.functions.get_mut(id.0)) else {
             return Err(unknown);
         };
-        let images = &mut self.parts.images;
+        let (images, region) = (&mut self.parts.images, class.region);
         let chunk = match class.thunks.filter(|chunk| chunk.left > 0) {
             Some(chunk) => chunk,
             None => {
-                let next = images.allocate(class.region, THUNKS * THUNK_SIZE);
-                let next = next.map_err(|cause| AttachError::Images(cause.into()))?;
+                let next = images.allocate(region, THUNKS * THUNK_SIZE);
+                let next = next.map_err(|cause| AttachError::no_image(region, cause))?;
                 *class.thunks.insert(ThunkChunk { next, left: THUNKS })
             }
         };
@@ -38,7 +31,7 @@ impl<E: Embedder> Engine<E> {
         entry_thunk(&mut CodeBuffer::new(&mut bytes, thunk), id.0)?;
         // SAFETY: from `allocate`, and no function has this thunk yet.
         unsafe { images.write(thunk, &bytes) }
-            .map_err(|cause| AttachError::Images(cause.into()))?;
+            .map_err(|cause| AttachError::no_image(region, cause))?;
         if !info.set_thunk(thunk) {
             let out_of_range = EncodeError::OutOfRange { from: info.entry, to: thunk };
             return Err(EmitError::Encode(out_of_range).into());

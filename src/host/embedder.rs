@@ -52,10 +52,10 @@ impl HostImages {
         }
     }
 
-    /// Whether a region can still give `size` bytes.
-    pub(super) fn has_room(&self, region: Region, size: usize) -> bool {
-        let arenas = self.regions.get(usize::from(region.0));
-        arenas.is_some_and(|arenas| arenas.iter().any(|arena| arena.largest() >= size))
+    /// Takes a region's arenas away from it. Nothing in them is given out any more.
+    pub(super) fn take(&mut self, region: Region) -> Vec<Arena> {
+        self.allocations.retain(|_, placed| placed.region != region);
+        self.regions.get_mut(usize::from(region.0)).map(core::mem::take).unwrap_or_default()
     }
 
     /// Where emitted code may be, sorted and apart from each other.
@@ -71,8 +71,8 @@ impl HostImages {
 }
 
 // SAFETY: an arena is within 2 GiB of the text that it was reserved for, which is that of the
-// region's module (`Process` pairs them), runs in a shared R|X mapping that is never unmapped,
-// and is filled with int3 when it is reserved and when a part of it is freed. Code is written
+// region's module (`State` pairs them), runs in a shared R|X mapping that stays until the
+// module is gone and nobody is inside, and is filled with int3 when it is reserved and when a part of it is freed. Code is written
 // through another mapping of the same pages: to instruction fetch, that is a store like any
 // other, and the patch that leads there is followed by a synchronisation of every core.
 unsafe impl ImageMemory for HostImages {

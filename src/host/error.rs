@@ -7,7 +7,6 @@ use std::vec::Vec;
 
 use super::cores::CoresError;
 use super::discover::{DiscoverError, Reason};
-use super::link::Link;
 use super::memory::MemoryError;
 use super::text::TextError;
 use super::threads::ThreadsError;
@@ -182,23 +181,6 @@ impl AttachError {
         matches!(**cause, attach::AttachError::Patch(PatchError::Stuck { .. }))
     }
 }
-
-/// Why programs are still attached, and the link that says where.
-#[derive(Debug)]
-pub struct DetachError {
-    /// The link. It may be tried again, or leaked; dropped, it tries once more.
-    pub link: Link,
-    /// Why.
-    pub cause: AttachError,
-}
-
-impl fmt::Display for DetachError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "still attached: {}", self.cause)
-    }
-}
-
-impl core::error::Error for DetachError {}
 
 /// Why there is no function of a name that can be attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]

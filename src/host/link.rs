@@ -6,7 +6,7 @@ use std::boxed::Box;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use super::error::{AttachError, DetachError};
+use super::error::AttachError;
 use super::process::Process;
 use super::program::Keep;
 use crate::attach::{FunctionId, Lanes};
@@ -101,3 +101,20 @@ impl Drop for Link {
         }
     }
 }
+
+/// Why programs are still attached, and the link that says where.
+#[derive(Debug)]
+pub struct DetachError {
+    /// The link. It may be tried again, or leaked; dropped, it tries once more.
+    pub link: Link,
+    /// Why.
+    pub cause: AttachError,
+}
+
+impl fmt::Display for DetachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "still attached: {}", self.cause)
+    }
+}
+
+impl core::error::Error for DetachError {}

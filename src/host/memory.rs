@@ -134,12 +134,6 @@ impl Arena {
         window.start <= range.start && range.end <= window.end
     }
 
-    /// Bytes of the largest piece that nobody has.
-    #[must_use]
-    pub fn largest(&self) -> usize {
-        self.free.iter().map(|hole| hole.len()).max().unwrap_or(0)
-    }
-
     /// Bytes nobody has.
     #[must_use]
     pub fn available(&self) -> usize {

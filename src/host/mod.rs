@@ -32,11 +32,9 @@ pub mod text;
 pub mod threads;
 
 pub use embedder::Host;
-pub use error::{
-    AttachError, DetachError, FindError, HostError, OpenError, Stopped, SynchronizeError,
-};
+pub use error::{AttachError, FindError, HostError, OpenError, Stopped, SynchronizeError};
 pub use functions::{Function, Functions};
-pub use link::Link;
+pub use link::{DetachError, Link};
 pub use process::Process;
 pub use program::{Cookies, Program, Programs};
 

@@ -26,9 +26,6 @@ use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
 /// Bytes of an arena, besides the thunks that its module may need.
 const ARENA: usize = 64 << 10;
 
-/// Bytes that an arena must be able to give for its module not to need another.
-const MAX_ALLOCATION: usize = 2 << 10;
-
 /// How long [`Process::synchronize`] waits for a thread that is inside.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -41,6 +38,10 @@ pub(super) struct State {
     pub catalogue: Arc<Catalogue>,
     /// The text of each region.
     regions: Vec<Range<u64>>,
+    /// Modules that were unloaded, until no thread can be in emitted code for them.
+    unloaded: Vec<Arc<KnownModule>>,
+    /// Regions of such modules, to be used again.
+    vacant_regions: Vec<Region>,
     /// What was detached, and may still be running.
     pub retired: Vec<Retired>,
     /// What may be dropped now, without the lock: a closure's `drop` may use this library.
@@ -67,6 +68,8 @@ impl State {
             engine: Engine::new(parts, Protocol::ShortJump, &TRAPS)?,
             catalogue: Arc::default(),
             regions: Vec::new(),
+            unloaded: Vec::new(),
+            vacant_regions: Vec::new(),
             retired: Vec::new(),
             done: Vec::new(),
         })
@@ -88,9 +91,8 @@ impl State {
     }
 
     /// Forgets the text of modules that are gone, before another is loaded to its place.
-    ///
-    /// Their functions' indexes are not given to others: a thread may still be in an image
-    /// that looks them up.
+    /// Their functions' indexes and their image memory wait for [`quiesce`](Self::quiesce): a
+    /// thread may still be in an image that looks them up.
     fn drop_unloaded(&mut self) -> Result<(), OpenError> {
         let loaded = discover::loaded()?;
         let text = &mut self.engine.parts_mut().text;
@@ -102,10 +104,44 @@ impl State {
                 for range in &known.module.text {
                     text.remove(range)?;
                 }
+                if !known.ids.is_empty() {
+                    self.unloaded.push(Arc::clone(known));
+                }
             }
         }
         self.catalogue = Arc::new(kept);
         Ok(())
+    }
+
+    /// Gives others what unloaded modules had: indexes, a region, image memory.
+    ///
+    /// # Safety
+    /// No thread is in emitted code, or has its address on its stack.
+    unsafe fn forget_unloaded(&mut self) {
+        for known in core::mem::take(&mut self.unloaded) {
+            if known.ids.iter().any(|&id| self.engine.is_attached(id)) {
+                // A link names these functions still, against the contract of `attach`: what it
+                // would detach must not become another module's.
+                self.unloaded.push(known);
+                continue;
+            }
+            // SAFETY: the text is gone, and all is quiescent (contract).
+            unsafe {
+                self.engine.forget(&known.ids);
+                // With their functions gone, their sets have no users.
+                self.engine.quiesced();
+                self.engine.forget_region(known.region);
+            }
+            let parts = self.engine.parts_mut();
+            for arena in parts.images.take(known.region) {
+                if parts.text.remove(&arena.range()).is_ok() {
+                    // SAFETY: no site leads there, no thread is there (contract), and it is
+                    // text no more.
+                    unsafe { arena.unmap() };
+                }
+            }
+            self.vacant_regions.push(known.region);
+        }
     }
 
     /// Tells the text and the engine of a module.
@@ -114,11 +150,9 @@ impl State {
         if module.functions.is_empty() {
             return Ok(KnownModule { module, ids: Vec::new(), region: Region(0), own: Vec::new() });
         }
-        let region = u16::try_from(self.regions.len()).map_err(|_| OpenError::TooManyModules)?;
-        let region = Region(region);
         let start = module.text.iter().map(|range| range.start).min().unwrap_or(0);
         let end = module.text.iter().map(|range| range.end).max().unwrap_or(0);
-        self.regions.push(start..end);
+        let region = self.add_region(start..end)?;
         for range in &module.text {
             // SAFETY: the module is loaded, and its users see to it that it stays
             // (`Process::attach`).
@@ -137,26 +171,34 @@ impl State {
         Ok(KnownModule { module, ids, region, own })
     }
 
-    /// Reserves image memory for the module that has no more of it, one of those that these
-    /// functions are in: room for some images, and for a thunk for each function that needs one.
-    /// `false` if none lacks any.
-    fn add_arena(&mut self, functions: &[FunctionId]) -> Result<bool, HostError> {
-        let full = |known: &&Arc<KnownModule>| {
-            let ids = &known.ids;
-            let own = ids.first().zip(ids.last());
-            own.is_some_and(|(first, last)| functions.iter().any(|id| first <= id && id <= last))
-                && !self.engine.parts().images.has_room(known.region, MAX_ALLOCATION)
-        };
-        let Some(known) = self.catalogue.iter().find(full).cloned() else { return Ok(false) };
-        let unpadded = |function: &&discover::Function| function.layout.slot_kind().is_none();
-        let thunks = known.module.functions.iter().filter(unpadded).count() * THUNK_SIZE;
-        let text = self.regions.get(usize::from(known.region.0)).cloned().unwrap_or(0..0);
+    /// A number for the text of a module.
+    fn add_region(&mut self, text: Range<u64>) -> Result<Region, OpenError> {
+        if let Some(region) = self.vacant_regions.pop()
+            && let Some(place) = self.regions.get_mut(usize::from(region.0))
+        {
+            *place = text;
+            return Ok(region);
+        }
+        let region = u16::try_from(self.regions.len()).map_err(|_| OpenError::TooManyModules)?;
+        self.regions.push(text);
+        Ok(Region(region))
+    }
+
+    /// Reserves image memory for a region: room for some images, and for a thunk for each of
+    /// its functions that needs one.
+    fn add_arena(&mut self, region: Region) -> Result<(), HostError> {
+        let of_region = self.catalogue.iter().filter(|known| known.region == region);
+        let functions = of_region.flat_map(|known| &known.module.functions);
+        let unpadded = functions.filter(|function| function.layout.slot_kind().is_none());
+        let thunks = unpadded.count() * THUNK_SIZE;
+        let text = self.regions.get(usize::from(region.0)).cloned().unwrap_or(0..0);
         let arena = Arena::reserve(&text, ARENA + thunks)?;
         let parts = self.engine.parts_mut();
-        // SAFETY: an arena is never unmapped, and its writable mapping is as long.
+        // SAFETY: an arena's writable mapping is as long as itself, and it is unmapped only
+        // when its segment has been removed (`forget`).
         unsafe { parts.text.add_written_elsewhere(arena.range(), arena.written_at()) }?;
-        parts.images.add(known.region, arena);
-        Ok(true)
+        parts.images.add(region, arena);
+        Ok(())
     }
 
     /// Makes these functions' patch sites one instruction each.
@@ -185,15 +227,17 @@ impl State {
                 Err(error) => error,
             };
             let again = match &error {
-                attach::AttachError::Images(HostError::Memory(MemoryError::Full { .. })) => {
-                    match self.add_arena(functions) {
-                        Ok(added) => added,
-                        Err(cause) => {
-                            let cause = Box::new(attach::AttachError::Images(cause));
-                            return Err(AttachError::Engine { function: None, cause });
-                        }
+                // Each turn gives one region an arena that has room for what it asked for.
+                &attach::AttachError::Images {
+                    region,
+                    cause: HostError::Memory(MemoryError::Full { .. }),
+                } => match self.add_arena(region) {
+                    Ok(()) => true,
+                    Err(cause) => {
+                        let cause = Box::new(attach::AttachError::Images { region, cause });
+                        return Err(AttachError::Engine { function: None, cause });
                     }
-                }
+                },
                 attach::AttachError::NoLane => {
                     let first = !core::mem::replace(&mut tried.quiesced, true);
                     first && self.quiesce().is_ok()
@@ -296,6 +340,8 @@ impl State {
                 // it does, slots keep their index, which does no harm.
                 let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
             }
+            // SAFETY: as of now, under the lock.
+            unsafe { self.forget_unloaded() };
         }
         self.done.append(&mut self.retired);
         Ok(())

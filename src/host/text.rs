@@ -1,10 +1,9 @@
 //! Writing to the text of this process.
 
-use core::fmt;
 use core::ops::Range;
 use core::ptr::with_exposed_provenance;
 use core::ptr::with_exposed_provenance_mut;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::string::String;
 use std::sync::Arc;
 use std::vec::Vec;
@@ -14,6 +13,13 @@ use rustix::mm::{MprotectFlags, mprotect};
 
 use super::maps::{self, PAGE, Protection};
 use crate::patch::{Poke, SITE_LEN, Text};
+
+mod access;
+mod error;
+
+pub(in crate::host) use access::can_store_pair;
+use access::{can_store, load, store_in_8, store_in_16};
+pub use error::TextError;
 
 /// How far before the lowest site of a batch text is made writable, in bytes: the longest
 /// padding, which the slot is in.
@@ -375,15 +381,9 @@ unsafe impl Text for HostText {
             unsafe { store_in_16(to, bytes) };
             return Ok(());
         }
-        let word = to.map_addr(|address| address & !7).cast::<u64>();
         // SAFETY: the aligned word around the site is of a page that `open` has made writable;
         // text is accessed through this value only.
-        let word = unsafe { AtomicU64::from_ptr(word) };
-        let mut all = word.load(Ordering::Relaxed).to_le_bytes();
-        for (to, from) in all.iter_mut().skip(address as usize % 8).zip(bytes) {
-            *to = from;
-        }
-        word.store(u64::from_le_bytes(all), Ordering::Release);
+        unsafe { store_in_8(to, bytes) };
         Ok(())
     }
 
@@ -401,134 +401,3 @@ unsafe impl Text for HostText {
         Ok(())
     }
 }
-
-/// Whether the two bytes at `address` can be stored in one access.
-pub(super) fn can_store_pair(address: u64) -> bool {
-    can_store(address, 2)
-}
-
-/// Whether a store of `len` bytes at `address` is one access: inside an aligned 8-byte word
-/// always, inside aligned 16 bytes on a CPU with AVX, whose aligned 16-byte stores are atomic
-/// (Intel SDM volume 3, 10.1.1; AMD APM volume 2, 7.3.2). Instructions are fetched in aligned
-/// blocks of 16 bytes or more.
-fn can_store(address: u64, len: u64) -> bool {
-    address % 8 + len <= 8 || address % 16 + len <= 16 && std::is_x86_feature_detected!("avx")
-}
-
-/// Stores bytes inside aligned 16 bytes, by storing all 16 at once. The others get what they
-/// had; whoever writes text has it to itself.
-///
-/// # Safety
-/// The bytes at `to` are inside aligned 16 bytes that can be read and written, and that nobody
-/// else writes meanwhile.
-#[cold]
-unsafe fn store_in_16<const N: usize>(to: *mut u8, bytes: [u8; N]) {
-    let block = to.map_addr(|address| address & !15).cast::<[u8; 16]>();
-    // SAFETY: readable (contract), and bytes need no alignment.
-    let mut all = unsafe { block.read_volatile() };
-    for (to, from) in all.iter_mut().skip(to.addr() % 16).zip(bytes) {
-        *to = from;
-    }
-    // SAFETY: aligned and writable (contract). Assembly, so that it is this one store.
-    unsafe {
-        core::arch::asm!(
-            "movdqu {vector}, xmmword ptr [{all}]",
-            "movdqa xmmword ptr [{block}], {vector}",
-            all = in(reg) &raw const all,
-            block = in(reg) block,
-            vector = out(xmm_reg) _,
-            options(nostack, preserves_flags),
-        );
-    }
-}
-
-/// Four bytes at any address.
-#[derive(Clone, Copy)]
-#[repr(C, packed)]
-struct Unaligned(u32);
-
-/// Copies by fours, then by ones. Volatile, because the compiler does not know what text is.
-///
-/// # Safety
-/// `N` bytes at `from` can be read.
-#[inline]
-unsafe fn load<const N: usize>(from: *const u8, bytes: &mut [u8; N]) {
-    let (words, rest) = bytes.as_chunks_mut::<4>();
-    let tail = words.len() * 4;
-    for (index, word) in words.iter_mut().enumerate() {
-        // SAFETY: the word is within the `N` bytes; `Unaligned` has alignment 1.
-        *word = unsafe { from.add(index * 4).cast::<Unaligned>().read_volatile() }.0.to_le_bytes();
-    }
-    for (index, byte) in rest.iter_mut().enumerate() {
-        // SAFETY: the byte is within the `N` bytes.
-        *byte = unsafe { from.add(tail + index).read_volatile() };
-    }
-}
-
-/// Why text cannot be read or written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TextError {
-    /// `/proc/self/maps` cannot be read.
-    Maps {
-        /// The kernel's answer.
-        errno: Errno,
-    },
-    /// Two segments have an address in common.
-    Overlap {
-        /// The lowest such address.
-        address: u64,
-    },
-    /// An address is in no segment, or the bytes at it do not end in the same one.
-    Unknown {
-        /// The address.
-        address: u64,
-    },
-    /// The text is open already.
-    AlreadyOpen,
-    /// The kernel does not make the text writable. Nothing is open.
-    Protected {
-        /// The first address that should have become writable.
-        address: u64,
-        /// The segment's name.
-        name: Arc<str>,
-        /// The kernel's answer.
-        errno: Errno,
-    },
-}
-
-impl fmt::Display for TextError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Maps { errno } => {
-                write!(f, "/proc/self/maps cannot be read ({errno}): mount /proc")
-            }
-            Self::Overlap { address } => {
-                write!(f, "two text segments both have {address:#x}: give each address once")
-            }
-            Self::Unknown { address } => write!(
-                f,
-                "{address:#x} is not in a text segment of this process: if its library was \
-                 loaded since, list the segments again",
-            ),
-            Self::AlreadyOpen => f.write_str("the text is already open: close it first"),
-            Self::Protected { address, name, errno } => {
-                write!(f, "text of {name} at {address:#x} cannot be made writable ({errno}): ")?;
-                f.write_str(match *errno {
-                    Errno::ACCESS => {
-                        "SELinux (execmod), systemd's MemoryDenyWriteExecute, or a file mapped \
-                         shared and opened for reading forbids it"
-                    }
-                    Errno::PERM => "a seccomp filter or mseal(2) forbids it",
-                    Errno::NOMEM => {
-                        "a page of it is not mapped any more, or the process has as many \
-                         mappings as vm.max_map_count allows: raise it"
-                    }
-                    _ => "see mprotect(2)",
-                })
-            }
-        }
-    }
-}
-
-impl core::error::Error for TextError {}

@@ -12,6 +12,9 @@ use super::object::Object;
 /// How they are compiled, where a test does not want something else.
 pub const PADDED: &[&str] = &["-O2", "-fpatchable-function-entry=21,16"];
 
+/// A patch site and no padding: each function needs a thunk.
+pub const UNPADDED: &[&str] = &["-O2", "-fpatchable-function-entry=5"];
+
 /// C source of the functions `prefix_0` to `prefix_(count - 1)`; the number is in the name.
 pub fn numbered(prefix: &str, count: usize) -> String {
     (0..count).map(|n| format!("long {prefix}_{n}(long a) {{ return a + {n}; }}\n")).collect()

@@ -32,6 +32,15 @@ impl Object {
         Self { handle, path: path.to_owned() }
     }
 
+    /// Unloads it.
+    ///
+    /// # Safety
+    /// Nothing of it is used any more.
+    pub unsafe fn unload(self) {
+        // SAFETY: the handle is `dlopen`'s; the rest is the caller's promise.
+        assert_eq!(unsafe { libc::dlclose(self.handle) }, 0, "dlclose");
+    }
+
     /// The file it was loaded from.
     pub fn path(&self) -> &Path {
         &self.path
