@@ -35,10 +35,12 @@
 //! the first store, and a store that fails has everything before it taken back.
 
 mod batch;
+mod error;
 mod resolve;
 mod steps;
 
-pub use batch::{Batch, CheckError, CheckedBatch, Conflict, PatchError};
+pub use batch::{Batch, CheckedBatch};
+pub use error::{CheckError, Conflict, PatchError};
 pub use resolve::{Resume, TrapResolver};
 
 use core::fmt::{Debug, Display};
