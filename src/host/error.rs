@@ -129,6 +129,11 @@ pub enum AttachError {
         /// Its name.
         function: String,
     },
+    /// A module of the selection was unloaded.
+    Unloaded {
+        /// Its name.
+        module: String,
+    },
     /// The patch site is five one-byte nops, and it could not be made sure that no thread is
     /// between two of them.
     NotPrepared {
@@ -161,6 +166,9 @@ impl fmt::Display for AttachError {
                 "`{function}` is part of what runs programs, and would call itself: leave it out \
                  of the selection, or compile fentry without patchable entries"
             ),
+            Self::Unloaded { module } => {
+                write!(f, "{module} was unloaded since the functions were selected: select again")
+            }
             Self::NotPrepared { function, cause } => write!(
                 f,
                 "`{function}` was compiled with one-byte nops, and threads run already: call \

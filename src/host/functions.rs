@@ -152,6 +152,12 @@ impl Functions {
         Some(Function { known, found, id: *known.ids.get(index)? })
     }
 
+    /// The modules that they are in.
+    pub(super) fn modules(&self) -> impl Iterator<Item = &Arc<KnownModule>> {
+        let chunks = self.picks.chunk_by(|a, b| a.module == b.module);
+        chunks.filter_map(|picks| self.catalogue.get(picks.first()?.module as usize))
+    }
+
     /// The first one that is a function of this library itself.
     pub(super) fn first_own(&self) -> Option<Function<'_>> {
         if self.catalogue.iter().all(|known| known.own.is_empty()) {

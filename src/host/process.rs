@@ -124,6 +124,9 @@ impl Process {
         }
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
         let attached = self.locked(|state| {
+            if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
+                return Err(AttachError::Unloaded { module: gone.module.name.clone() });
+            }
             state.operate(&ids, |engine, pokes| {
                 // SAFETY: programs have the right signature (`Program` makes no others) and say
                 // truly what they do to vectors; the engine knows the functions as they were

@@ -113,6 +113,12 @@ impl State {
         Ok(())
     }
 
+    /// Whether this module is loaded, as far as is known: the ids of one that is not may be
+    /// another's by now.
+    pub fn knows(&self, module: &Arc<KnownModule>) -> bool {
+        self.catalogue.iter().any(|known| Arc::ptr_eq(known, module))
+    }
+
     /// Gives others what unloaded modules had: indexes, a region, image memory.
     ///
     /// # Safety
