@@ -222,7 +222,7 @@ impl Machine {
                 self.move_stack(-it.immediate(1).cast_signed());
             }
             (Mnemonic::And, OpKind::Register, _) if to == Register::RSP => {
-                assert_eq!(it.immediate(1).cast_signed(), -16);
+                assert!([-16, -32, -64].contains(&it.immediate(1).cast_signed()));
                 let Value::Entry(floor) = self.get(Register::RSP) else {
                     panic!("the stack is aligned twice");
                 };

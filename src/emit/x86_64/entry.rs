@@ -24,6 +24,9 @@ macro_rules! at {
 /// What is below the saved `rbp` besides registers: index and entry of the function.
 const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;
 
+/// What the stack pointer is a multiple of at a call (psABI 3.2.2).
+const STACK_ALIGNMENT: i32 = 16;
+
 /// The registers that a callee may read, in the order of [`Context`].
 const SAVED: [Reg; 8] =
     [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9, Reg::Rax, Reg::R10];
@@ -71,7 +74,8 @@ impl EntryBody<'_> {
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         self.save(code)?;
         self.find_function(code)?;
-        and_imm(code, Reg::Rsp, -16)?;
+        // Vectors that do not cross a cache line are stored and loaded faster.
+        and_imm(code, Reg::Rsp, -width(self.vectors).max(STACK_ALIGNMENT))?;
         save_vectors(code, self.vectors)?;
         for (position, program) in self.calls.iter().enumerate() {
             if position > 0 {
