@@ -53,8 +53,8 @@ impl<'a> Batch<'a> {
             let found = text
                 .read(poke.site.get())
                 .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
-            poke.found = found;
             poke.state = if found != poke.old {
+                poke.found = found;
                 PokeState::Changed
             } else if poke.old == poke.new {
                 PokeState::Unchanged
@@ -199,6 +199,7 @@ unsafe fn forward<S: Steps, T: Text, C: Cores>(
 }
 
 /// Takes one step at each site that changes, counting the sites that are done.
+#[inline]
 fn pass<T, C>(
     pokes: &[Poke],
     done: &mut usize,

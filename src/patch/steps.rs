@@ -50,6 +50,7 @@ fn is_retarget([old, ..]: &[u8; SITE_LEN], [new, ..]: &[u8; SITE_LEN]) -> bool {
 const JUMP_OVER_TAIL: [u8; 2] = [0xeb, (SITE_LEN - 2) as u8];
 
 impl Steps for ShortJump {
+    #[inline]
     fn judge<T: Text>(text: &T, poke: &Poke) -> PokeState {
         let site = poke.site.get();
         if is_retarget(&poke.old, &poke.new) && text.can_store_site(site) {
