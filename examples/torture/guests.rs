@@ -200,7 +200,7 @@ impl<'a> Host<'a> {
     /// How often a drive calls this function, counting what other functions call.
     fn counted(&self, index: usize) -> u64 {
         let group = index..(index + FORMS.len()).min(self.library.targets.len());
-        if index % FORMS.len() != 0 {
+        if !index.is_multiple_of(FORMS.len()) {
             return calls(index);
         }
         let calls_it =

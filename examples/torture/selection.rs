@@ -55,7 +55,9 @@ pub fn selections(
         let mut position = 0..;
         let some = all.functions.filter(|_| {
             let position = position.next().unwrap_or(usize::MAX);
-            position >= start && position < start + length && (position - start) % step == 0
+            position >= start
+                && position < start + length
+                && (position - start).is_multiple_of(step)
         });
         made.push(Selection::new(some, world));
     }

@@ -201,18 +201,20 @@ pub struct Call {
 thread_local! {
     // Without a destructor and initialised by the loader: programs and signal handlers find
     // it at any time in a thread's life. Atomic because those interrupt its owner.
-    static CALL: Call = const { Call::NEW };
-    static TALLY_OF_THREAD: ThreadTally = const { ThreadTally::NEW };
+    static CALL: Call = const { Call::new() };
+    static TALLY_OF_THREAD: ThreadTally = const { ThreadTally::new() };
 }
 
 impl Call {
-    const NEW: Self = Self {
-        ticket: AtomicU64::new(0),
-        function: AtomicU32::new(NONE),
-        first: AtomicU32::new(NONE),
-        seen: [const { AtomicU32::new(0) }; WATCHES],
-        seen_first: [const { AtomicU32::new(0) }; WATCHES],
-    };
+    const fn new() -> Self {
+        Self {
+            ticket: AtomicU64::new(0),
+            function: AtomicU32::new(NONE),
+            first: AtomicU32::new(NONE),
+            seen: [const { AtomicU32::new(0) }; WATCHES],
+            seen_first: [const { AtomicU32::new(0) }; WATCHES],
+        }
+    }
 
     fn begin(&self, ticket: u64, function: u32, first: u32) {
         for seen in self.seen.iter().chain(&self.seen_first) {
@@ -239,7 +241,7 @@ impl Call {
 /// has to do.
 pub fn interrupting(work: impl FnOnce()) {
     CALL.with(|call| {
-        let saved = Call::NEW;
+        let saved = Call::new();
         call.copy_to(&saved);
         work();
         saved.copy_to(call);
@@ -296,8 +298,9 @@ struct ThreadTally {
 }
 
 impl ThreadTally {
-    const NEW: Self =
-        Self { calls: AtomicU64::new(0), exact: AtomicU64::new(0), silent: AtomicU64::new(0) };
+    const fn new() -> Self {
+        Self { calls: AtomicU64::new(0), exact: AtomicU64::new(0), silent: AtomicU64::new(0) }
+    }
 
     fn add(&self, exact: u64, silent: u64) {
         // A handler in between may be forgotten: these are for the reader, not for the verdict.
