@@ -1,33 +1,29 @@
 //! What is behind the front door: the engine, what it was told, and what may still be running.
 
-use core::cell::Cell;
 use core::ops::Range;
-use core::time::Duration;
 use std::boxed::Box;
 use std::string::{String, ToString};
 use std::sync::Arc;
-use std::time::Instant;
 use std::vec::Vec;
 
 use super::cores::Membarrier;
 use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
-use super::error::{AttachError, HostError, OpenError, Stopped, SynchronizeError};
+use super::error::{AttachError, HostError, OpenError, Stopped};
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
 use super::program::Keep;
 use super::text::{HostText, can_store_pair};
-use super::threads::{self, ThreadsError, Verdict};
+use super::threads::{self, Verdict};
 use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
 use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
 
+mod quiesce;
+
 /// Bytes of an arena, besides the thunks that its module may need.
 const ARENA: usize = 64 << 10;
-
-/// How long [`Process::synchronize`] waits for a thread that is inside.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Only the breakpoint protocol asks it, and a process uses the short jump.
 static TRAPS: TrapResolver = TrapResolver::new();
@@ -322,50 +318,6 @@ impl State {
             self.retired.push(Retired { functions: Arc::clone(functions), keep });
         }
     }
-
-    /// Waits until no thread is in emitted code, lets the engine free what is unused, and
-    /// gives the padding back.
-    pub fn quiesce(&mut self) -> Result<(), SynchronizeError> {
-        let watched = self.engine.parts().images.ranges();
-        let patience = Instant::now() + PATIENCE;
-        while let Some(tid) = inside(&watched).map_err(SynchronizeError::Threads)? {
-            if Instant::now() > patience {
-                return Err(SynchronizeError::Inside { tid });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // SAFETY: after the last detach, under the lock that is still held, every thread has
-        // been seen outside of all emitted code, and without a return address there: so it is
-        // in no program either.
-        unsafe { self.engine.quiesced() };
-        // Text of modules that were unloaded is not written to; if they cannot be listed, none.
-        if self.drop_unloaded().is_ok() {
-            for Retired { functions, .. } in &self.retired {
-                let mut pokes = std::vec![Poke::EMPTY; functions.len()];
-                // SAFETY: quiescent as of now; the text refuses what is no longer loaded. Where
-                // it does, slots keep their index, which does no harm.
-                let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
-            }
-            // SAFETY: as of now, under the lock.
-            unsafe { self.forget_unloaded() };
-        }
-        self.done.append(&mut self.retired);
-        Ok(())
-    }
-}
-
-/// A thread that is in one of the watched ranges, or seems to be.
-fn inside(watched: &[Range<u64>]) -> Result<Option<i32>, ThreadsError> {
-    // Nothing but the thread's id leaves the judge: the word that was found on a stack, were
-    // it kept on this one, would be found there the next time.
-    let found = Cell::new(None);
-    threads::inspect(watched, |seen| {
-        if !seen.is_outside() {
-            found.set(Some(seen.tid));
-        }
-        Verdict::LEAVE
-    })?;
-    Ok(found.get())
 }
 
 /// What an operation has been tried again for.

@@ -1,0 +1,83 @@
+//! Quiescence: every thread has been seen outside of emitted code since the last detach.
+
+use core::cell::Cell;
+use core::ops::Range;
+use core::time::Duration;
+use std::time::Instant;
+use std::vec::Vec;
+
+use super::{Retired, State};
+use crate::host::error::SynchronizeError;
+use crate::host::threads::{self, ThreadsError, Verdict};
+use crate::patch::Poke;
+
+/// How long [`State::quiesce`] waits for a thread that is inside.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl State {
+    /// Waits until every thread has been seen outside of emitted code, lets the engine free
+    /// what is unused, and gives the padding back.
+    pub fn quiesce(&mut self) -> Result<(), SynchronizeError> {
+        let watched = self.engine.parts().images.ranges();
+        let patience = Instant::now() + PATIENCE;
+        let mut outside = Outside::new().map_err(SynchronizeError::Threads)?;
+        while let Some(tid) = outside.look(&watched).map_err(SynchronizeError::Threads)? {
+            if Instant::now() > patience {
+                return Err(SynchronizeError::Inside { tid });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // SAFETY: after the last detach, under the lock that is still held, every thread has
+        // been seen outside of all emitted code, and without a return address there: so it is
+        // in no program either.
+        unsafe { self.engine.quiesced() };
+        // Text of modules that were unloaded is not written to; if they cannot be listed, none.
+        if self.drop_unloaded().is_ok() {
+            for Retired { functions, .. } in &self.retired {
+                let mut pokes = std::vec![Poke::EMPTY; functions.len()];
+                // SAFETY: quiescent as of now; the text refuses what is no longer loaded. Where
+                // it does, slots keep their index, which does no harm.
+                let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
+            }
+            // SAFETY: as of now, under the lock.
+            unsafe { self.forget_unloaded() };
+        }
+        self.done.append(&mut self.retired);
+        Ok(())
+    }
+}
+
+/// The threads that have been seen outside. Once is enough: whoever enters emitted code after
+/// that enters what is attached now. So busy threads need not all be outside at one moment.
+///
+/// A thread that was started since may have the id of one that has ended. It began outside.
+struct Outside(Cell<Vec<i32>>);
+
+impl Outside {
+    fn new() -> Result<Self, ThreadsError> {
+        // Room for threads that are started meanwhile: while they are held, nothing allocates.
+        // One for which there is none has to be seen again.
+        Ok(Self(Cell::new(Vec::with_capacity(threads::thread_count()? * 2 + 64))))
+    }
+
+    /// Looks at every thread. One that was not yet seen outside of the watched ranges, or
+    /// without a return address there, if there is one.
+    fn look(&mut self, watched: &[Range<u64>]) -> Result<Option<i32>, ThreadsError> {
+        // Nothing but threads' ids leaves the judge: the word that was found on a stack, were
+        // it kept on this one, would be found there the next time.
+        let inside = Cell::new(None);
+        threads::inspect(watched, |seen| {
+            let mut outside = self.0.take();
+            if !outside.contains(&seen.tid) {
+                if !seen.is_outside() {
+                    inside.set(Some(seen.tid));
+                } else if outside.len() < outside.capacity() {
+                    outside.push(seen.tid);
+                }
+            }
+            self.0.set(outside);
+            Verdict::LEAVE
+        })?;
+        Ok(inside.get())
+    }
+}
