@@ -72,25 +72,31 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        self.drop_unloaded()?;
+        discover::while_loaded(|loaded| self.drop_unloaded(loaded))??;
         let known: Vec<_> =
             self.catalogue.iter().map(|known| known.module.identity.clone()).collect();
         let mut fresh = Vec::new();
         for module in discover::modules_except(&known)?.modules {
-            let known = self.register(module)?;
-            fresh.extend_from_slice(&known.ids);
-            Arc::make_mut(&mut self.catalogue).push(Arc::new(known));
+            let known = Arc::new(self.register(module)?);
+            fresh.push(Arc::clone(&known));
+            Arc::make_mut(&mut self.catalogue).push(known);
         }
-        // What cannot be prepared now is tried again, and reported, when it is attached to.
-        let _ = self.prepare(&fresh);
+        // Nobody has promised yet that they stay loaded, so text is written only while they
+        // must. What cannot be prepared now is tried again, and reported, when it is attached to.
+        let _ = discover::while_loaded(|loaded| {
+            let stay = |known: &&Arc<KnownModule>| loaded.contains(&known.module.identity);
+            let ids = fresh.iter().filter(stay).flat_map(|known| &known.ids);
+            self.prepare(&ids.copied().collect::<Vec<_>>())
+        });
         Ok(())
     }
 
     /// Forgets the text of modules that are gone, before another is loaded to its place.
     /// Their functions' indexes and their image memory wait for [`quiesce`](Self::quiesce): a
     /// thread may still be in an image that looks them up.
-    fn drop_unloaded(&mut self) -> Result<(), OpenError> {
-        let loaded = discover::loaded()?;
+    ///
+    /// What is loaded stays so until this returns.
+    fn drop_unloaded(&mut self, loaded: &[discover::Identity]) -> Result<(), OpenError> {
         let text = &mut self.engine.parts_mut().text;
         let mut kept = Catalogue::with_capacity(self.catalogue.len());
         for known in self.catalogue.iter() {

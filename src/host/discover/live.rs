@@ -70,6 +70,23 @@ pub fn loaded() -> Result<Vec<Identity>, DiscoverError> {
     if all.is_empty() { Err(DiscoverError::NothingLoaded) } else { Ok(all) }
 }
 
+/// Calls `work` with what is loaded, while none of it can be unloaded: other threads that load
+/// or unload wait meanwhile. Whoever waits for such a thread must not be waited for.
+///
+/// # Errors
+/// [`DiscoverError`]; then `work` was not called.
+pub fn while_loaded<R>(work: impl FnOnce(&[Identity]) -> R) -> Result<R, DiscoverError> {
+    let mut work = Some(work);
+    let mut result = Err(DiscoverError::NothingLoaded);
+    // The loader's lock is held in here, and its owner may take it again.
+    each_listed(|_| {
+        if let Some(work) = work.take() {
+            result = loaded().map(|loaded| work(&loaded));
+        }
+    });
+    result
+}
+
 /// The file name of a module that has a function symbol of this name, as the symbol table has
 /// it or demangled, whether or not the function has a patch site. Reads every module's symbol
 /// table: for an error message, not for a search.

@@ -33,7 +33,9 @@ use std::vec::Vec;
 use object::read::ReadRef;
 
 pub use image::{Loaded, Memory, Segment};
-pub use live::{Generation, generation, loaded, module_of_symbol, modules, modules_except};
+pub use live::{
+    Generation, generation, loaded, module_of_symbol, modules, modules_except, while_loaded,
+};
 pub use reason::{Difference, DiscoverError, Reason, SkipReason};
 
 use super::names::{FunctionName, NameId, Names};

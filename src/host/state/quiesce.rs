@@ -7,6 +7,7 @@ use std::time::Instant;
 use std::vec::Vec;
 
 use super::{Retired, State};
+use crate::host::discover;
 use crate::host::error::SynchronizeError;
 use crate::host::threads::{self, ThreadsError, Verdict};
 use crate::patch::Poke;
@@ -31,17 +32,20 @@ impl State {
         // been seen outside of all emitted code, and without a return address there: so it is
         // in no program either.
         unsafe { self.engine.quiesced() };
-        // Text of modules that were unloaded is not written to; if they cannot be listed, none.
-        if self.drop_unloaded().is_ok() {
-            for Retired { functions, .. } in &self.retired {
-                let mut pokes = std::vec![Poke::EMPTY; functions.len()];
-                // SAFETY: quiescent as of now; the text refuses what is no longer loaded. Where
-                // it does, slots keep their index, which does no harm.
-                let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
+        // Text of modules that were unloaded is not written to, nor is that of others while it
+        // may be unloaded; if they cannot be listed, none.
+        let _ = discover::while_loaded(|loaded| {
+            if self.drop_unloaded(loaded).is_ok() {
+                for Retired { functions, .. } in &self.retired {
+                    let mut pokes = std::vec![Poke::EMPTY; functions.len()];
+                    // SAFETY: quiescent as of now; the text refuses what is no longer loaded.
+                    // Where it does, slots keep their index, which does no harm.
+                    let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
+                }
+                // SAFETY: as of now, under the lock.
+                unsafe { self.forget_unloaded() };
             }
-            // SAFETY: as of now, under the lock.
-            unsafe { self.forget_unloaded() };
-        }
+        });
         self.done.append(&mut self.retired);
         Ok(())
     }
