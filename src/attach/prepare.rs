@@ -1,8 +1,11 @@
 //! What is done to a function's text once, before anything is attached to it.
 
+use core::sync::atomic::Ordering;
+
 use super::engine::Outcome;
 use super::land::check;
 use super::{AttachError, Embedder, Engine, FunctionId, Parts, SiteNop};
+use crate::metadata::SlotState;
 use crate::patch::{CheckedBatch, Cores, PatchError, Poke, Protocol, SITE_LEN, Text};
 
 impl<E: Embedder> Engine<E> {
@@ -62,6 +65,27 @@ impl<E: Embedder> Engine<E> {
         settle(pokes.get(..count).unwrap_or(&[])).map_err(AttachError::Text)?;
         self.mark(functions, SiteNop::Unsettled, SiteNop::Prefixed);
         Ok(())
+    }
+
+    /// Whether one of `functions` stands there as its compiler left it, though this engine has
+    /// changed it: their text was unloaded, and loaded again to the same place.
+    pub fn was_reloaded(&self, functions: &[FunctionId]) -> bool {
+        functions.iter().any(|id| {
+            let Some((info, record)) = self.functions.get(id.0).zip(self.records.get(id.0)) else {
+                return false;
+            };
+            let Some(class) = self.class_of(info) else { return false };
+            let text = &self.parts.text;
+            if matches!(info.nop(), Some(SiteNop::Prefixed | SiteNop::Unsettled)) {
+                let found = text.read(class.layout.site(info.entry()).get());
+                return found.is_ok_and(|found| found == SiteNop::OneByte.bytes());
+            }
+            let slot = class.layout.slot_kind().zip(class.layout.slot(info.entry()));
+            slot.filter(|_| record.set.load(Ordering::Relaxed) != 0).is_some_and(|(kind, slot)| {
+                let found = text.read(slot.get());
+                found.is_ok_and(|found| SlotState::read(kind, found) == SlotState::Vacant)
+            })
+        })
     }
 
     /// Fills `pokes` with the sites that are not yet one instruction to every thread.

@@ -36,6 +36,8 @@ pub(super) struct State {
     regions: Vec<Range<u64>>,
     /// Modules that were unloaded, until no thread can be in emitted code for them.
     unloaded: Vec<Arc<KnownModule>>,
+    /// How many modules the loader had unloaded when it was last asked.
+    unloads: u64,
     /// Regions of such modules, to be used again.
     vacant_regions: Vec<Region>,
     /// What was detached, and may still be running.
@@ -65,6 +67,7 @@ impl State {
             catalogue: Arc::default(),
             regions: Vec::new(),
             unloaded: Vec::new(),
+            unloads: 0,
             vacant_regions: Vec::new(),
             retired: Vec::new(),
             done: Vec::new(),
@@ -97,14 +100,19 @@ impl State {
     ///
     /// What is loaded stays so until this returns.
     fn drop_unloaded(&mut self, loaded: &[discover::Identity]) -> Result<(), OpenError> {
-        let text = &mut self.engine.parts_mut().text;
+        // One that looks the same may have been unloaded and loaded again, without a trace of
+        // what was done to it.
+        let unloads = discover::generation().unloaded;
+        let again = core::mem::replace(&mut self.unloads, unloads) != unloads;
         let mut kept = Catalogue::with_capacity(self.catalogue.len());
         for known in self.catalogue.iter() {
-            if loaded.contains(&known.module.identity) {
+            if loaded.contains(&known.module.identity)
+                && !(again && self.engine.was_reloaded(&known.ids))
+            {
                 kept.push(Arc::clone(known));
             } else {
                 for range in &known.module.text {
-                    text.remove(range)?;
+                    self.engine.parts_mut().text.remove(range)?;
                 }
                 if !known.ids.is_empty() {
                     self.unloaded.push(Arc::clone(known));
