@@ -75,11 +75,14 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        discover::while_loaded(|loaded| self.drop_unloaded(loaded))??;
-        let known: Vec<_> =
-            self.catalogue.iter().map(|known| known.module.identity.clone()).collect();
         let mut fresh = Vec::new();
-        for module in discover::modules_except(&known)?.modules {
+        // In one go, so that what is new is nowhere where something unloaded still seems to be.
+        let found = discover::while_loaded(|loaded| {
+            self.drop_unloaded(loaded)?;
+            let known = self.catalogue.iter().map(|known| known.module.identity.clone());
+            Ok::<_, OpenError>(discover::modules_except(&known.collect::<Vec<_>>())?)
+        })??;
+        for module in found.modules {
             let known = Arc::new(self.register(module)?);
             fresh.push(Arc::clone(&known));
             Arc::make_mut(&mut self.catalogue).push(known);
@@ -209,10 +212,18 @@ impl State {
         let thunks = unpadded.count() * THUNK_SIZE;
         let text = self.regions.get(usize::from(region.0)).cloned().unwrap_or(0..0);
         let arena = Arena::reserve(&text, ARENA + thunks)?;
+        // A module may have been there, and have been unloaded since it was last looked. If
+        // that cannot be found out, its text stands in the way.
+        let _ = discover::while_loaded(|loaded| self.drop_unloaded(loaded));
         let parts = self.engine.parts_mut();
         // SAFETY: an arena's writable mapping is as long as itself, and it is unmapped only
-        // when its segment has been removed (`forget`).
-        unsafe { parts.text.add_written_elsewhere(arena.range(), arena.written_at()) }?;
+        // when its segment has been removed (`forget_unloaded`).
+        let added = unsafe { parts.text.add_written_elsewhere(arena.range(), arena.written_at()) };
+        if let Err(error) = added {
+            // SAFETY: reserved above; nobody has been told.
+            unsafe { arena.unmap() };
+            return Err(error.into());
+        }
         parts.images.add(region, arena);
         Ok(())
     }
