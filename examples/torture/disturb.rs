@@ -124,14 +124,18 @@ pub fn short_threads(stage: &Stage, start: usize, stop: &AtomicBool) {
     }
 }
 
-/// Forks children that call functions and end.
+/// Forks children that call functions and end: in turn while nothing changes, and while links
+/// are detached and switched.
 pub fn forks(stage: &Stage, stop: &AtomicBool) {
     let _listener = Listener::new();
     let mut random = Random::new(5);
+    let mut still = false;
     while !stop.load(Ordering::Relaxed) {
+        still = !still;
         {
             let _nothing_retires = stage.retiring.write();
-            if let Err(error) = fork_once(stage.world, &mut random) {
+            let _nothing_changes = still.then(|| stage.changing.write());
+            if let Err(error) = fork_once(stage.world, &mut random, still) {
                 refused("fork", &error);
             }
         }
@@ -140,9 +144,16 @@ pub fn forks(stage: &Stage, stop: &AtomicBool) {
     }
 }
 
-fn fork_once(world: &World, random: &mut Random) -> Result<(), String> {
+/// Whether a child was `still`, and so must see every call: otherwise some of its memory is
+/// from before a change and some from after, as it is not copied all at once, and a site that
+/// was just changing stays as it was, as the thread that changed it is not there.
+fn fork_once(world: &World, random: &mut Random, still: bool) -> Result<(), String> {
     let seed = random.next();
-    let bad = || [&TALLY.wrong, &TALLY.duplicated, &TALLY.late].map(|count| count.get());
+    let bad = || {
+        let always = TALLY.wrong.get() + TALLY.duplicated.get();
+        let seen = TALLY.lost.get() + TALLY.lost_in_change.get() + TALLY.late.get();
+        if still { always + seen } else { always }
+    };
     // SAFETY: the child makes only calls of the world and system calls, and ends.
     let child = unsafe { libc::fork() };
     match child {
@@ -155,8 +166,6 @@ fn fork_once(world: &World, random: &mut Random) -> Result<(), String> {
             for _ in 0..500 {
                 world.call(any_function(world, &mut random), random.next() | 1, random.next());
             }
-            // A call that is lost is not counted: a site that was just changing stays as it
-            // was, as the thread that changed it is not here.
             // SAFETY: ends the child.
             unsafe { libc::_exit(i32::from(bad() != before)) };
         }

@@ -96,7 +96,8 @@ fn run() -> Result<bool, Box<dyn Error>> {
     let start = libraries.first().ok_or("no library")?.symbol(c"thread")?;
     eprintln!("torture: {} functions, {} bytes of text", all.numbers.len(), text.len());
 
-    let stage = Stage { process, world, selections, retiring: RwLock::new(()) };
+    let (retiring, changing) = (RwLock::new(()), RwLock::new(()));
+    let stage = Stage { process, world, selections, retiring, changing };
     let mut memory = Memory::new();
     let started = Instant::now();
     let stop = AtomicBool::new(false);
