@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::vec::Vec;
 
 use super::error::AttachError;
-use super::process::Process;
 use super::program::Keep;
+use super::shared::Shared;
 use crate::attach::{FunctionId, Lanes};
 
 /// Programs attached to functions. Dropping it detaches them.
 #[must_use = "the programs are detached at once when the link is not kept"]
 pub struct Link {
-    process: &'static Process,
+    shared: &'static Shared,
     functions: Arc<[FunctionId]>,
     lanes: Lanes,
     keep: Vec<Keep>,
@@ -29,12 +29,12 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(super) fn new(
-        process: &'static Process,
+        shared: &'static Shared,
         functions: Arc<[FunctionId]>,
         lanes: Lanes,
         keep: Vec<Keep>,
     ) -> Self {
-        Self { process, functions, lanes, keep, attached: true }
+        Self { shared, functions, lanes, keep, attached: true }
     }
 
     /// How many functions the programs are attached to.
@@ -43,7 +43,7 @@ impl Link {
         self.functions.len()
     }
 
-    /// Whether there is none; never so for a link that [`Process::attach`] gave.
+    /// Whether there is none; never so for a link that [`Process::attach`](super::Process::attach) gave.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.functions.is_empty()
@@ -54,7 +54,7 @@ impl Link {
     /// # Errors
     /// [`AttachError`]; then they are still on.
     pub fn disable(&self) -> Result<(), AttachError> {
-        self.process.set_enabled(&self.functions, self.lanes, false)
+        self.shared.set_enabled(&self.functions, self.lanes, false)
     }
 
     /// Switches the programs on again.
@@ -62,11 +62,11 @@ impl Link {
     /// # Errors
     /// [`AttachError`]; then they are still off.
     pub fn enable(&self) -> Result<(), AttachError> {
-        self.process.set_enabled(&self.functions, self.lanes, true)
+        self.shared.set_enabled(&self.functions, self.lanes, true)
     }
 
     /// Detaches the programs. When this returns, no later call runs them; a thread may still
-    /// be in one, until [`Process::synchronize`] has returned.
+    /// be in one, until [`Process::synchronize`](super::Process::synchronize) has returned.
     ///
     /// # Errors
     /// [`DetachError`], with the link: everything is still attached.
@@ -85,7 +85,7 @@ impl Link {
 
     fn try_detach(&mut self) -> Result<(), AttachError> {
         if self.attached {
-            self.process.detach(&self.functions, self.lanes, &mut self.keep)?;
+            self.shared.detach(&self.functions, self.lanes, &mut self.keep)?;
             self.attached = false;
         }
         Ok(())

@@ -27,6 +27,7 @@ pub mod names;
 mod near;
 mod process;
 mod program;
+mod shared;
 mod state;
 pub mod text;
 pub mod threads;

@@ -2,20 +2,20 @@
 
 use core::{fmt, mem};
 use std::string::ToString;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::vec::Vec;
 
 use super::discover::{self, Module};
 use super::error::{AttachError, FindError, OpenError, SynchronizeError};
 use super::functions::Functions;
 use super::link::Link;
-use super::program::{Keep, Program, Programs};
+use super::program::{Program, Programs};
+use super::shared::Shared;
 use super::state::State;
-use crate::attach::{FunctionId, Lanes};
 
 /// This process. There is one, because there is one text.
 pub struct Process {
-    state: Mutex<State>,
+    shared: Shared,
 }
 
 impl fmt::Debug for Process {
@@ -42,10 +42,9 @@ impl Process {
         if let Some(process) = PROCESS.get() {
             return Ok(process);
         }
-        let process = Self { state: Mutex::new(State::new()?) };
-        let process = PROCESS.get_or_init(|| process);
-        process.refresh()?;
-        Ok(process)
+        let mut state = State::new()?;
+        state.refresh()?;
+        Ok(PROCESS.get_or_init(|| Self { shared: Shared::new(state) }))
     }
 
     /// Finds the functions of modules that were loaded since, and prepares their patch sites.
@@ -53,13 +52,13 @@ impl Process {
     /// # Errors
     /// [`OpenError`]; modules that were found before it stay known.
     pub fn refresh(&self) -> Result<(), OpenError> {
-        self.lock().refresh()
+        self.shared.lock().refresh()
     }
 
     /// Every function that has a patch site.
     #[must_use]
     pub fn functions(&self) -> Functions {
-        Functions::all(Arc::clone(&self.lock().catalogue))
+        Functions::all(Arc::clone(&self.shared.lock().catalogue))
     }
 
     /// The functions of that name, with an error that says why there is none. Names are those
@@ -74,7 +73,7 @@ impl Process {
 
     /// Why there is no function of that name to attach to.
     fn why_not(&self, name: &str) -> FindError {
-        let catalogue = Arc::clone(&self.lock().catalogue);
+        let catalogue = Arc::clone(&self.shared.lock().catalogue);
         for known in catalogue.iter() {
             let Module { rejected, name: module, .. } = &known.module;
             for rejected in rejected {
@@ -102,7 +101,8 @@ impl Process {
     /// handlers, under any lock, in the allocator, before a thread's local storage is set up
     /// and after it is gone. It must be sound there. A program for functions that signal
     /// handlers call must be async-signal-safe; one for functions that an allocator calls must
-    /// not allocate; and a program that calls a function it is attached to recurses for ever.
+    /// not allocate; a program that calls a function it is attached to recurses for ever; and
+    /// one that attaches or detaches may wait for itself.
     ///
     /// What a program writes to the [`Context`](crate::emit::Context)'s arguments, the function
     /// gets.
@@ -123,7 +123,7 @@ impl Process {
             return Err(AttachError::OwnFunction { function: function.to_string() });
         }
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
-        let attached = self.locked(|state| {
+        let attached = self.shared.locked(|state| {
             if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
                 return Err(AttachError::Unloaded { module: gone.module.name.clone() });
             }
@@ -137,76 +137,30 @@ impl Process {
         });
         let keep = programs.into_iter().filter_map(|program| program.keep).collect();
         match attached {
-            Ok(lanes) => Ok(Link::new(self, ids, lanes, keep)),
+            Ok(lanes) => Ok(Link::new(&self.shared, ids, lanes, keep)),
             Err(error) => {
                 // A thread may have entered a program before everything was taken back.
                 if error.is_stuck() {
                     mem::forget(keep);
                 } else {
-                    self.locked(|state| state.retire(&ids, keep));
+                    self.shared.locked(|state| state.retire(&ids, keep));
                 }
                 Err(error)
             }
         }
     }
 
-    pub(super) fn detach(
-        &self,
-        functions: &Arc<[FunctionId]>,
-        lanes: Lanes,
-        keep: &mut Vec<Keep>,
-    ) -> Result<(), AttachError> {
-        self.locked(|state| {
-            state.operate(functions, |engine, pokes| {
-                // SAFETY: the modules stay loaded while a link exists (contract of `attach`),
-                // and the engine is the only one that patches them.
-                unsafe { engine.detach(functions, lanes, pokes) }
-            })?;
-            state.retire(functions, mem::take(keep));
-            Ok(())
-        })
-    }
-
-    pub(super) fn set_enabled(
-        &self,
-        functions: &[FunctionId],
-        lanes: Lanes,
-        enabled: bool,
-    ) -> Result<(), AttachError> {
-        self.locked(|state| {
-            state.operate(functions, |engine, pokes| {
-                // SAFETY: as in `detach`; whoever attached the programs said that they may run.
-                unsafe { engine.set_enabled(functions, lanes, enabled, pokes) }
-            })
-        })
-    }
-
     /// Waits until no thread is inside a program that was detached, or in emitted code, and
     /// then drops the closures and frees the code that nothing leads to any more.
     ///
     /// Every other thread is stopped for a moment and looked at, with a signal that nothing
-    /// else uses; [`threads`](super::threads) says what that means for them. Call it when detached closures
-    /// hold on to something, or before unloading a library that programs are in. It also runs
-    /// by itself when an attachment needs room that only retiring can give.
+    /// else uses; [`threads`](super::threads) says what that means for them. Call it when
+    /// detached closures hold on to something, or before unloading a library that programs are
+    /// in. It also runs by itself when an attachment needs room that only retiring can give.
     ///
     /// # Errors
     /// [`SynchronizeError`]; then everything that was detached is kept, to be tried again.
     pub fn synchronize(&self) -> Result<(), SynchronizeError> {
-        self.locked(State::quiesce)
-    }
-
-    /// Does something under the lock, and drops without it what may be dropped by then.
-    fn locked<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        let result = work(&mut state);
-        let done = mem::take(&mut state.done);
-        drop(state);
-        drop(done);
-        result
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock leaves the engine whole: its operations have no half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.locked(State::quiesce)
     }
 }

@@ -71,7 +71,7 @@ impl Poke {
 }
 
 /// Why the sites of a batch were found unfit. Nothing was written. `T` is the error of the
-/// embedder's [`Text`].
+/// embedder's [`Text`](super::Text).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CheckError<T> {
@@ -97,7 +97,7 @@ pub enum CheckError<T> {
 }
 
 /// Why a batch did not land. `T` and `C` are the errors of the embedder's
-/// [`Text`] and [`Cores`].
+/// [`Text`](super::Text) and [`Cores`](super::Cores).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PatchError<T, C> {
