@@ -242,8 +242,8 @@ fn too_few_cookies_are_an_error() {
     let error = attach(process, &functions, program).unwrap_err();
     assert!(object.text() == before, "a refused attachment has written text");
     let AttachError::Engine { cause, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(**cause, EngineError::CookieMissing { position: 3 });
-    assert_says(&error, &["position 3"]);
+    assert_eq!(**cause, EngineError::CookieCount { cookies: 3, functions: 4 });
+    assert_says(&error, &["3 cookies", "4 functions"]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::function::FunctionInfo;
 use super::set::{Programs, Set, SetEntry};
 use super::{
-    AttachError, Attachment, Edit, Embedder, FunctionId, FunctionSpec, Lanes, Parts, Region,
+    AttachError, Attachment, Cookies, Edit, Embedder, FunctionId, FunctionSpec, Lanes, Parts,
+    Region,
 };
 use crate::addr::Entry;
 use crate::layout::EntryLayout;
@@ -245,6 +246,12 @@ impl<E: Embedder> Engine<E> {
         let mut lanes = self.lanes(functions)?;
         let mut entries = Programs::EMPTY;
         for program in programs {
+            if let Cookies::Each(cookies) = program.cookies
+                && cookies.len() != functions.len()
+            {
+                let (cookies, functions) = (cookies.len(), functions.len());
+                return Err(AttachError::CookieCount { cookies, functions });
+            }
             let lane = match self.lane_with_cookies(functions, &mut lanes, program) {
                 Some(lane) => lane,
                 None => {
@@ -374,10 +381,8 @@ impl<E: Embedder> Engine<E> {
         program: &Attachment<'_>,
     ) -> Outcome<(), E> {
         for (position, id) in functions.iter().enumerate() {
-            let Some(cookie) = program.cookies.at(position) else {
-                return Err(AttachError::CookieMissing { position });
-            };
-            let Some(place) = self.cookie(id.0, lane) else {
+            let place = self.cookie(id.0, lane).zip(program.cookies.at(position));
+            let Some((place, cookie)) = place else {
                 return Err(AttachError::UnknownFunction { index: id.0 });
             };
             place.store(cookie, Ordering::Relaxed);

@@ -22,10 +22,12 @@ pub enum AttachError<E> {
         /// The id's index.
         index: u32,
     },
-    /// A program has fewer cookies than there are functions.
-    CookieMissing {
-        /// The position of the first function without a cookie.
-        position: usize,
+    /// A program has a list of cookies, and not one for each function.
+    CookieCount {
+        /// How many cookies it has.
+        cookies: usize,
+        /// How many functions there are.
+        functions: usize,
     },
     /// A function would get more than [`MAX_PROGRAMS`].
     TooManyPrograms {
@@ -81,8 +83,8 @@ impl<E: Display> Display for AttachError<E> {
             Self::NoFunctions => f.write_str("no functions to attach to: the selection is empty"),
             Self::NoPrograms => f.write_str("no programs to attach"),
             Self::UnknownFunction { index } => write!(f, "no function has the index {index}"),
-            Self::CookieMissing { position } => {
-                write!(f, "no cookie for the function at position {position}: give one for each")
+            Self::CookieCount { cookies, functions } => {
+                write!(f, "{cookies} cookies for {functions} functions: give one for each")
             }
             Self::TooManyPrograms { entry } => write!(
                 f,

@@ -147,8 +147,10 @@ fn empty_lists_and_missing_cookies_are_refused() {
     assert_eq!(refused(&mut bench, |bench| bench.set_enabled(&[], lanes, true)), no_functions);
     assert_eq!(refused(&mut bench, |bench| bench.attach(&[0], &[])), AttachError::NoPrograms);
     let few = program(0x1900_0000, Cookies::Each(&[1, 2]));
-    let missing = AttachError::CookieMissing { position: 2 };
-    assert_eq!(refused(&mut bench, |bench| bench.attach(&[0, 1, 2], &[few])), missing);
+    for (functions, count) in [(&[0, 1, 2][..], 3), (&[0], 1)] {
+        let wrong = AttachError::CookieCount { cookies: 2, functions: count };
+        assert_eq!(refused(&mut bench, |bench| bench.attach(functions, &[few])), wrong);
+    }
     assert_eq!(bench.runs(0), [run(0x1900_0000, 0)]);
     bench.prepare(&[]).unwrap();
 }

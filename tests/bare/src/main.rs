@@ -177,7 +177,7 @@ fn attach_to(engine: &mut Engine<Bare>, functions: [FunctionId; 2]) -> Result<()
     let short = Attachment { cookies: Cookies::Each(&[]), ..program };
     // SAFETY: as above.
     let refused = unsafe { engine.attach(&functions, &[short], &mut pokes) };
-    let Err(error @ AttachError::CookieMissing { position: 0 }) = refused else {
+    let Err(error @ AttachError::CookieCount { cookies: 0, .. }) = refused else {
         return Err(Failure::Error);
     };
     ensure(embedder::length_of(&error) > 20, Failure::Error)?;
