@@ -58,6 +58,7 @@ impl<E: Embedder> Engine<E> {
             set.users = 0;
             set.stamp = 0;
             set.live = true;
+            set.left = false;
         }
         Ok(number)
     }

@@ -57,6 +57,7 @@ impl<E: Embedder> Engine<E> {
             |had, change| Users {
                 gone: if had == 0 { None } else { Some(change.from) },
                 come: Some(change.next),
+                left: change.from,
             },
         );
     }
@@ -72,13 +73,14 @@ impl<E: Embedder> Engine<E> {
             |had, change| Users {
                 gone: None,
                 come: if had == 0 { Some(change.from) } else { None },
+                left: change.next,
             },
         );
         if stuck {
             self.settle_records(
                 functions,
                 |change| change.from,
-                |_, change| Users { gone: None, come: Some(change.next) },
+                |_, change| Users { gone: None, come: Some(change.next), left: change.next },
             );
         }
     }
@@ -110,7 +112,12 @@ impl<E: Embedder> Engine<E> {
                 }
             }
             let Some(change) = change else { continue };
-            let Users { gone, come } = users(had, &change);
+            let Users { gone, come, left } = users(had, &change);
+            if change.from != change.next
+                && let Some(left) = self.sets.get_mut(left)
+            {
+                left.left = true;
+            }
             if let Some(gone) = gone.and_then(|gone| self.sets.get_mut(gone)) {
                 gone.users = gone.users.saturating_sub(run);
             }
@@ -145,10 +152,12 @@ struct Change {
     lanes: u32,
 }
 
-/// The sets that lose and get users.
+/// The sets that lose and get users, and the one that a core may be in though the function
+/// does not have it now.
 struct Users {
     gone: Option<u32>,
     come: Option<u32>,
+    left: u32,
 }
 
 /// Checks the first `count` of `pokes` as a batch. If that fails, the others, which an earlier

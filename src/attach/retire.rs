@@ -39,6 +39,13 @@ impl<E: Embedder> Engine<E> {
         }
     }
 
+    /// The addresses of the images that a core may be in for a function that does not lead
+    /// there any more, in no order. A core that is in another is there for what is attached.
+    pub fn images_left(&self) -> impl Iterator<Item = u64> {
+        let set = |number| self.sets.get(number).filter(|set| set.live && set.left);
+        (1..self.sets.bound()).filter_map(set).map(|set| set.image).filter(|&image| image != 0)
+    }
+
     /// Frees what nothing leads to any more: images of sets that no function has, and lanes of
     /// programs that were detached. Gives the number of images that were freed.
     ///
@@ -48,8 +55,8 @@ impl<E: Embedder> Engine<E> {
     /// # Safety
     /// Since the last [`attach`](Self::attach), [`detach`](Self::detach) or
     /// [`set_enabled`](Self::set_enabled) returned, whatever it returned, every core and thread
-    /// has been seen outside of every image and thunk, and without a return address there; or
-    /// none that was inside has run again, or ever will.
+    /// has been seen outside of the [images left](Self::images_left), and without a return
+    /// address there; or none that was inside has run again, or ever will.
     pub unsafe fn quiesced(&mut self) -> usize {
         for index in 0..self.records.bound() {
             let Some((info, record)) = self.functions.get(index).zip(self.records.get(index))
@@ -65,6 +72,8 @@ impl<E: Embedder> Engine<E> {
         }
         let mut freed = 0;
         for number in 1..self.sets.bound() {
+            let Some(set) = self.sets.get_mut(number) else { break };
+            set.left = false;
             let Some(set) = self.sets.get(number) else { break };
             let class = self.classes.get(usize::from(set.class)).and_then(Option::as_ref);
             let is_empty_set = class.is_some_and(|class| class.empty == number);

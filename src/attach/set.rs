@@ -120,6 +120,9 @@ pub(crate) struct Set {
     pub class: u16,
     /// Whether its index is given out.
     pub live: bool,
+    /// Whether functions have stopped leading to its image since all was quiescent: a core may
+    /// still be there for one of them.
+    pub left: bool,
     /// The set that the edit in progress makes of it, if `stamp` is that edit's.
     pub next: u32,
     pub stamp: u32,

@@ -24,6 +24,9 @@ impl Embedder for Host {
     type Tables = HostTables;
 }
 
+/// What images are aligned to.
+const ALIGN: usize = 64;
+
 /// Memory for emitted code: arenas, each within reach of one module's text.
 #[derive(Debug, Default)]
 pub struct HostImages {
@@ -42,7 +45,10 @@ struct Placed {
 
 impl HostImages {
     /// Makes `arena` available to a region; a new one where `region` is the number of regions.
-    pub(super) fn add(&mut self, region: Region, arena: Arena) {
+    pub(super) fn add(&mut self, region: Region, mut arena: Arena) {
+        // An address on a stack counts if it is inside of what is watched, and its very start
+        // is not. So no image begins there: a signal handler may return to its first byte.
+        let _ = arena.allocate(ALIGN, ALIGN);
         let region = usize::from(region.0);
         if self.regions.len() <= region {
             self.regions.resize_with(region + 1, Vec::new);
@@ -58,9 +64,14 @@ impl HostImages {
         self.regions.get_mut(usize::from(region.0)).map(core::mem::take).unwrap_or_default()
     }
 
-    /// Where emitted code may be, sorted and apart from each other.
-    pub(super) fn ranges(&self) -> Vec<Range<u64>> {
-        let mut ranges: Vec<_> = self.regions.iter().flatten().map(Arena::range).collect();
+    /// The arenas that `wanted` says so of, by their region and where they are, sorted.
+    pub(super) fn ranges(&self, wanted: impl Fn(Region, &Range<u64>) -> bool) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
+        for (number, arenas) in self.regions.iter().enumerate() {
+            let region = Region(u16::try_from(number).unwrap_or(u16::MAX));
+            let arenas = arenas.iter().map(Arena::range);
+            ranges.extend(arenas.filter(|arena| wanted(region, arena)));
+        }
         ranges.sort_unstable_by_key(|range| range.start);
         ranges
     }
@@ -79,7 +90,6 @@ unsafe impl ImageMemory for HostImages {
     type Error = MemoryError;
 
     fn allocate(&mut self, region: Region, size: usize) -> Result<u64, MemoryError> {
-        const ALIGN: usize = 64;
         let mut full = MemoryError::Full { len: size, align: ALIGN, largest: 0 };
         let arenas = self.regions.get_mut(usize::from(region.0)).map_or(&mut [][..], |a| a);
         for (number, arena) in arenas.iter_mut().enumerate() {

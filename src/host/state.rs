@@ -132,12 +132,14 @@ impl State {
         self.catalogue.iter().any(|known| Arc::ptr_eq(known, module))
     }
 
-    /// Gives others what unloaded modules had: indexes, a region, image memory.
+    /// Gives others what the first `count` of the unloaded modules had: indexes, a region,
+    /// image memory.
     ///
     /// # Safety
-    /// No thread is in emitted code, or has its address on its stack.
-    unsafe fn forget_unloaded(&mut self) {
-        for known in core::mem::take(&mut self.unloaded) {
+    /// No thread is in code that was emitted for them, or has its address on its stack.
+    unsafe fn forget_unloaded(&mut self, count: usize) {
+        let later = self.unloaded.split_off(count.min(self.unloaded.len()));
+        for known in core::mem::replace(&mut self.unloaded, later) {
             if known.ids.iter().any(|&id| self.engine.is_attached(id)) {
                 // A link names these functions still, against the contract of `attach`: what it
                 // would detach must not become another module's.

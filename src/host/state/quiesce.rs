@@ -1,4 +1,4 @@
-//! Quiescence: every thread has been seen outside of emitted code since the last detach.
+//! Quiescence: every thread has been seen outside of what was detached.
 
 use core::cell::Cell;
 use core::ops::Range;
@@ -16,21 +16,27 @@ use crate::patch::Poke;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl State {
-    /// Waits until every thread has been seen outside of emitted code, lets the engine free
-    /// what is unused, and gives the padding back.
+    /// Waits until every thread has been seen outside of what was detached, lets the engine
+    /// free what is unused, and gives the padding back.
     pub fn quiesce(&mut self) -> Result<(), SynchronizeError> {
-        let watched = self.engine.parts().images.ranges();
-        let patience = Instant::now() + PATIENCE;
-        let mut outside = Outside::new().map_err(SynchronizeError::Threads)?;
-        while let Some(tid) = outside.look(&watched).map_err(SynchronizeError::Threads)? {
-            if Instant::now() > patience {
-                return Err(SynchronizeError::Inside { tid });
+        // If what is loaded cannot be listed, nothing is found to be unloaded, and nothing of
+        // it goes.
+        let _ = discover::while_loaded(|loaded| self.drop_unloaded(loaded));
+        let unloaded = self.unloaded.len();
+        let watched = self.watched();
+        if !watched.is_empty() {
+            let patience = Instant::now() + PATIENCE;
+            let mut outside = Outside::new().map_err(SynchronizeError::Threads)?;
+            while let Some(tid) = outside.look(&watched).map_err(SynchronizeError::Threads)? {
+                if Instant::now() > patience {
+                    return Err(SynchronizeError::Inside { tid });
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
         // SAFETY: after the last detach, under the lock that is still held, every thread has
-        // been seen outside of all emitted code, and without a return address there: so it is
-        // in no program either.
+        // been seen outside of all images that functions have stopped leading to, and without a
+        // return address there: so it is in none of their programs either.
         unsafe { self.engine.quiesced() };
         // Text of modules that were unloaded is not written to, nor is that of others while it
         // may be unloaded; if they cannot be listed, none.
@@ -42,12 +48,23 @@ impl State {
                     // Where it does, slots keep their index, which does no harm.
                     let _ = unsafe { self.engine.vacate(functions, &mut pokes) };
                 }
-                // SAFETY: as of now, under the lock.
-                unsafe { self.forget_unloaded() };
+                // SAFETY: every thread has been seen outside of what was emitted for these, and
+                // without their text, none gets there.
+                unsafe { self.forget_unloaded(unloaded) };
             }
         });
         self.done.append(&mut self.retired);
         Ok(())
+    }
+
+    /// Where no thread may be for what was detached or unloaded to go: the memory of the modules
+    /// concerned. A thread in a program that is attached to other modules is in nobody's way.
+    fn watched(&self) -> Vec<Range<u64>> {
+        let left: Vec<_> = self.engine.images_left().collect();
+        self.engine.parts().images.ranges(|region, arena| {
+            left.iter().any(|image| arena.contains(image))
+                || self.unloaded.iter().any(|known| known.region == region)
+        })
     }
 }
 
