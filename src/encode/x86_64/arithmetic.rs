@@ -40,6 +40,18 @@ pub const fn cmp_imm(code: &mut CodeBuffer<'_>, left: Reg, value: i32) -> Result
     immediate(code, 7, left, value)
 }
 
+/// `cmp r64, [mem]`: `REX.W 3B /r`. 2 + M bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn cmp_load64(
+    code: &mut CodeBuffer<'_>,
+    left: Reg,
+    right: Mem,
+) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy64, 0x3b, left.number(), right)
+}
+
 /// `add r64, r64`: `REX.W 01 /r`. 3 bytes.
 ///
 /// # Errors
