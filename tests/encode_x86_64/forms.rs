@@ -196,6 +196,7 @@ impl Constant {
 pub enum Lead {
     Rex,
     RexW,
+    RexW0f,
     Rex0f,
     Vex,
     Evex,
@@ -230,13 +231,19 @@ const fn store(
     Memory { emit, code, lead, first, load: false }
 }
 
-pub const MEMORY: [Memory; 14] = [
+pub const MEMORY: [Memory; 15] = [
     load(|c, r, m| x::mov_load64(c, reg(r), m), Code::Mov_r64_rm64, Lead::RexW, Register::RAX),
     load(|c, r, m| x::mov_load32(c, reg(r), m), Code::Mov_r32_rm32, Lead::Rex, Register::EAX),
     store(|c, r, m| x::mov_store64(c, m, reg(r)), Code::Mov_rm64_r64, Lead::RexW, Register::RAX),
     store(|c, r, m| x::mov_store32(c, m, reg(r)), Code::Mov_rm32_r32, Lead::Rex, Register::EAX),
     load(|c, r, m| x::lea(c, reg(r), m), Code::Lea_r64_m, Lead::RexW, Register::RAX),
     load(|c, r, m| x::cmp_load64(c, reg(r), m), Code::Cmp_r64_rm64, Lead::RexW, Register::RAX),
+    store(
+        |c, r, m| x::cmpxchg64(c, m, reg(r)),
+        Code::Cmpxchg_rm64_r64,
+        Lead::RexW0f,
+        Register::RAX,
+    ),
     store(|c, _, m| x::inc_mem64(c, m), Code::Inc_rm64, Lead::RexW, Register::None),
     store(|c, _, m| x::dec_mem64(c, m), Code::Dec_rm64, Lead::RexW, Register::None),
     load(
@@ -307,6 +314,7 @@ impl Memory {
         let lead = match self.lead {
             Lead::Rex => rex(&[number, base, index]),
             Lead::RexW => 1,
+            Lead::RexW0f => 2,
             Lead::Rex0f => 1 + rex(&[number, base, index]),
             Lead::Vex => 2 + rex(&[base, index]),
             Lead::Evex => 4,

@@ -111,6 +111,11 @@ fn cmp_load64() {
 }
 
 #[test]
+fn cmpxchg64() {
+    every_encoding(Code::Cmpxchg_rm64_r64);
+}
+
+#[test]
 fn inc_mem64() {
     every_encoding(Code::Inc_rm64);
 }

@@ -39,8 +39,8 @@ mod operand;
 mod vector;
 
 pub use arithmetic::{
-    add_imm, add_reg, and_imm, cmp_imm, cmp_load64, dec_mem64, inc_mem64, sub_imm, test_reg,
-    xor_reg32,
+    add_imm, add_reg, and_imm, cmp_imm, cmp_load64, cmpxchg64, dec_mem64, inc_mem64, sub_imm,
+    test_reg, xor_reg32,
 };
 pub use branch::{
     call, call_bytes, call_reg, endbr64, int3, jcc, jcc_short, jmp, jmp_bytes, jmp_reg, jmp_short,
