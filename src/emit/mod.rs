@@ -4,12 +4,15 @@
 //! function: what differs between functions with the same programs is found through the index.
 //! It is position-dependent, and emitted for the address where it will run.
 //!
-//! What an image hands to a program is a [`Context`].
+//! What an image hands to a program is a [`Context`] at a function's entry, and an
+//! [`ExitContext`] at its return.
 
 mod context;
+mod exit_context;
 pub mod x86_64;
 
 pub use context::Context;
+pub use exit_context::ExitContext;
 
 use core::fmt;
 

@@ -1,12 +1,12 @@
 //! Branches and `lea` relative to the instruction pointer: at every boundary of the
 //! displacement, at addresses from both ends of the address space.
 
-use fentry::encode::x86_64::{self as x, Reg};
+use fentry::encode::x86_64::{self as x, Condition, Reg};
 use fentry::encode::{CodeBuffer, EncodeError};
 use iced_x86::{Code, FlowControl};
 
 use crate::check::{Expected, Operand, decode, decodes_to, fails_with, overflows};
-use crate::forms::{NEAR, expected_lea_rip};
+use crate::forms::{NEAR, SHORT, expected_lea_rip};
 
 /// Where branches stand. The last ones lie so that the instruction, or the displacement
 /// from it, passes the end of the address space.
@@ -107,22 +107,29 @@ fn lea_rip_reaches_two_gib() {
     }
 }
 
-#[test]
-fn short_jumps_reach_128_bytes() {
+fn short_reaches(code: Code, emit: impl Fn(&mut CodeBuffer<'_>, u64) -> Result<(), EncodeError>) {
     for address in ADDRESSES {
         let from = address.wrapping_add(2);
         for distance in (-0x300..=0x300).chain(NEAR_ENOUGH).chain(TOO_FAR) {
             let target = from.wrapping_add_signed(distance);
             if i8::try_from(distance).is_ok() {
                 let operands = [Operand::Branch(target), Operand::None];
-                let expected = Expected { code: Code::Jmp_rel8_64, size: 2, operands };
-                decodes_to(address, &expected, |code| x::jmp_short(code, target));
-                overflows(address, 2, |code| x::jmp_short(code, target));
+                let expected = Expected { code, size: 2, operands };
+                decodes_to(address, &expected, |code| emit(code, target));
+                overflows(address, 2, |code| emit(code, target));
             } else {
                 let error = EncodeError::OutOfShortRange { from, to: target };
-                fails_with(address, error, |code| x::jmp_short(code, target));
+                fails_with(address, error, |code| emit(code, target));
             }
         }
+    }
+}
+
+#[test]
+fn short_jumps_reach_128_bytes() {
+    short_reaches(Code::Jmp_rel8_64, x::jmp_short);
+    for (condition, code) in Condition::ALL.into_iter().zip(SHORT) {
+        short_reaches(code, |code, target| x::jcc_short(code, condition, target));
     }
 }
 

@@ -196,6 +196,7 @@ impl Constant {
 pub enum Lead {
     Rex,
     RexW,
+    RexW0f,
     Rex0f,
     Vex,
     Evex,
@@ -230,12 +231,19 @@ const fn store(
     Memory { emit, code, lead, first, load: false }
 }
 
-pub const MEMORY: [Memory; 13] = [
+pub const MEMORY: [Memory; 15] = [
     load(|c, r, m| x::mov_load64(c, reg(r), m), Code::Mov_r64_rm64, Lead::RexW, Register::RAX),
     load(|c, r, m| x::mov_load32(c, reg(r), m), Code::Mov_r32_rm32, Lead::Rex, Register::EAX),
     store(|c, r, m| x::mov_store64(c, m, reg(r)), Code::Mov_rm64_r64, Lead::RexW, Register::RAX),
     store(|c, r, m| x::mov_store32(c, m, reg(r)), Code::Mov_rm32_r32, Lead::Rex, Register::EAX),
     load(|c, r, m| x::lea(c, reg(r), m), Code::Lea_r64_m, Lead::RexW, Register::RAX),
+    load(|c, r, m| x::cmp_load64(c, reg(r), m), Code::Cmp_r64_rm64, Lead::RexW, Register::RAX),
+    store(
+        |c, r, m| x::cmpxchg64(c, m, reg(r)),
+        Code::Cmpxchg_rm64_r64,
+        Lead::RexW0f,
+        Register::RAX,
+    ),
     store(|c, _, m| x::inc_mem64(c, m), Code::Inc_rm64, Lead::RexW, Register::None),
     store(|c, _, m| x::dec_mem64(c, m), Code::Dec_rm64, Lead::RexW, Register::None),
     load(
@@ -306,6 +314,7 @@ impl Memory {
         let lead = match self.lead {
             Lead::Rex => rex(&[number, base, index]),
             Lead::RexW => 1,
+            Lead::RexW0f => 2,
             Lead::Rex0f => 1 + rex(&[number, base, index]),
             Lead::Vex => 2 + rex(&[base, index]),
             Lead::Evex => 4,
@@ -366,6 +375,26 @@ impl Near {
         Expected { code: self.code, size: self.size as usize, operands }
     }
 }
+
+/// The 8-bit form of a conditional jump, by its condition's number.
+pub const SHORT: [Code; 16] = [
+    Code::Jo_rel8_64,
+    Code::Jno_rel8_64,
+    Code::Jb_rel8_64,
+    Code::Jae_rel8_64,
+    Code::Je_rel8_64,
+    Code::Jne_rel8_64,
+    Code::Jbe_rel8_64,
+    Code::Ja_rel8_64,
+    Code::Js_rel8_64,
+    Code::Jns_rel8_64,
+    Code::Jp_rel8_64,
+    Code::Jnp_rel8_64,
+    Code::Jl_rel8_64,
+    Code::Jge_rel8_64,
+    Code::Jle_rel8_64,
+    Code::Jg_rel8_64,
+];
 
 /// What `lea_rip` must become.
 pub fn expected_lea_rip(dst: Reg, target: u64) -> Expected {

@@ -1,12 +1,12 @@
 //! Functions with a memory operand: every register with every base, index, scale and
 //! displacement class.
 
-use fentry::encode::EncodeError;
-use fentry::encode::x86_64::{Mem, Reg, Scale};
-use iced_x86::Code;
+use fentry::encode::x86_64::{self as x, Mem, Reg, Scale};
+use fentry::encode::{CodeBuffer, EncodeError};
+use iced_x86::{Code, Register};
 
-use crate::check::{decodes_to, fails_with, overflows};
-use crate::forms::{MEMORY, Memory};
+use crate::check::{decode, decodes_to, fails_with, overflows};
+use crate::forms::{MEMORY, Memory, register};
 
 const ADDRESS: u64 = 0x7f12_3456_7000;
 
@@ -106,6 +106,16 @@ fn lea() {
 }
 
 #[test]
+fn cmp_load64() {
+    every_encoding(Code::Cmp_r64_rm64);
+}
+
+#[test]
+fn cmpxchg64() {
+    every_encoding(Code::Cmpxchg_rm64_r64);
+}
+
+#[test]
 fn inc_mem64() {
     every_encoding(Code::Inc_rm64);
 }
@@ -155,6 +165,25 @@ fn every_short_displacement_of_a_frame() {
                 decodes_to(ADDRESS, &expected, |code| (form.emit)(code, 0, mem));
             }
         }
+    }
+}
+
+/// The only operand with a segment, and without a base: compared field by field.
+#[test]
+fn mov_load64_fs() {
+    for dst in Reg::ALL {
+        for offset in DISPLACEMENTS {
+            let mut bytes = [0; 9];
+            let mut code = CodeBuffer::new(&mut bytes, ADDRESS);
+            x::mov_load64_fs(&mut code, dst, offset).expect("nine bytes are enough");
+            let [load] = decode(&bytes, ADDRESS)[..] else { panic!("{bytes:x?}") };
+            assert_eq!((load.code(), load.len()), (Code::Mov_r64_rm64, 9));
+            assert_eq!(load.op0_register(), register(Register::RAX, dst.number()));
+            assert_eq!(load.segment_prefix(), Register::FS);
+            assert_eq!((load.memory_base(), load.memory_index()), (Register::None, Register::None));
+            assert_eq!(load.memory_displacement64(), i64::from(offset).cast_unsigned());
+        }
+        overflows(ADDRESS, 9, |code| x::mov_load64_fs(code, dst, -8));
     }
 }
 

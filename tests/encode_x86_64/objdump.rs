@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs, str};
 
-use fentry::encode::x86_64::{self as x, NOP_MAX, NOP5_CLANG, NOP5_PREFIXED, Reg};
+use fentry::encode::x86_64::{self as x, Condition, NOP_MAX, NOP5_CLANG, NOP5_PREFIXED, Reg};
 use fentry::encode::{CodeBuffer, EncodeError};
 
-use crate::forms::{ARITHMETIC, CONSTANT, MEMORY, NEAR, ONE, PLAIN, TWO};
+use crate::forms::{ARITHMETIC, CONSTANT, MEMORY, NEAR, ONE, PLAIN, SHORT, TWO};
 use crate::memory::every_operand;
 use crate::registers::{signed_values, values};
 
@@ -80,6 +80,13 @@ fn emit_everything(listing: &mut Listing<'_>) {
     }
     let here = listing.code.here();
     listing.add("jmp", |code| x::jmp_short(code, here));
+    for (condition, code) in Condition::ALL.into_iter().zip(SHORT) {
+        let here = listing.code.here();
+        listing.add(&mnemonic(code), |code| x::jcc_short(code, condition, here));
+    }
+    for (number, offset) in Reg::ALL.into_iter().zip([0, -8, i32::MAX, i32::MIN].repeat(4)) {
+        listing.add("mov", |code| x::mov_load64_fs(code, number, offset));
+    }
     for form in &MEMORY {
         let name = mnemonic(form.code);
         let registers = form.registers().cycle();

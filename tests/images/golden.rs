@@ -21,7 +21,7 @@ const RECORDS: u64 = 0x7e00_0000_0000;
 /// Where the cookies of lane 1 stand.
 const LANE_1: u64 = 0x7e10_0000_0000;
 
-fn listing(bytes: &[u8], address: u64) -> String {
+pub fn listing(bytes: &[u8], address: u64) -> String {
     let mut formatter = IntelFormatter::new();
     let options = formatter.options_mut();
     options.set_hex_prefix("0x");

@@ -14,12 +14,21 @@ use crate::encode::{CodeBuffer, EncodeError};
 /// Bytes of [`Context`] below the saved `rbp`: what the body makes on its stack.
 const FRAME: i32 = offset_of!(Context, frame) as i32;
 
-/// A field's displacement from `rbp`, which points at [`Context::frame`].
+/// The [`Context`]: `rbp` points at its field `frame`.
+pub(super) const CONTEXT: Mem = Mem::at(Reg::Rbp, -FRAME);
+
+/// A field's place.
 macro_rules! at {
     ($field:ident) => {
         Mem::at(Reg::Rbp, offset_of!(Context, $field) as i32 - FRAME)
     };
 }
+
+/// Places of fields for other bodies that make the same context.
+pub(super) const INDEX: Mem = at!(index);
+pub(super) const FUNCTION: Mem = at!(function);
+pub(super) const RETURN: Mem = at!(origin);
+pub(super) const CALLER: Mem = at!(caller);
 
 /// What is below the saved `rbp` besides registers: index and entry of the function.
 const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;
@@ -28,7 +37,7 @@ const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;
 const STACK_ALIGNMENT: i32 = 16;
 
 /// The registers that a callee may read, in the order of [`Context`].
-const SAVED: [Reg; 8] =
+pub(super) const SAVED: [Reg; 8] =
     [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9, Reg::Rax, Reg::R10];
 
 static_assertions::const_assert_eq!(offset_of!(Context, index), 8 * SAVED.len());
@@ -72,31 +81,19 @@ impl EntryBody<'_> {
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
-        self.save(code)?;
+        save(code)?;
         self.find_function(code)?;
-        // Vectors that do not cross a cache line are stored and loaded faster.
-        and_imm(code, Reg::Rsp, -width(self.vectors).max(STACK_ALIGNMENT))?;
-        save_vectors(code, self.vectors)?;
+        align_stack(code, self.vectors)?;
+        save_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
         for (position, program) in self.calls.iter().enumerate() {
             if position > 0 {
                 mov_load64(code, Reg::Rax, at!(index))?;
             }
-            call_program(code, program)?;
+            call_program(code, program, CONTEXT)?;
         }
-        restore_vectors(code, self.vectors)?;
+        restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
         forget_return_address(code)?;
         restore(code)?;
-        Ok(())
-    }
-
-    /// Makes the [`Context`], but for what is found from the return address.
-    fn save(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        push(code, Reg::Rbp)?;
-        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
-        sub_imm(code, Reg::Rsp, FOUND)?;
-        for &register in SAVED.iter().rev() {
-            push(code, register)?;
-        }
         Ok(())
     }
 
@@ -115,25 +112,51 @@ impl EntryBody<'_> {
     }
 }
 
-/// Calls one program. Expects the index in `rax`.
-fn call_program(code: &mut CodeBuffer<'_>, program: &ProgramCall) -> Result<(), EncodeError> {
+/// Aligns the stack for calls, and so that no vector that is saved there crosses a cache line:
+/// such are stored and loaded faster.
+pub(super) fn align_stack(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
+    and_imm(code, Reg::Rsp, -width(vectors).max(STACK_ALIGNMENT))
+}
+
+/// Makes the [`Context`], but for what is found from the return address.
+pub(super) fn save(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    push(code, Reg::Rbp)?;
+    mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
+    sub_imm(code, Reg::Rsp, FOUND)?;
+    for &register in SAVED.iter().rev() {
+        push(code, register)?;
+    }
+    Ok(())
+}
+
+/// Calls one program on what stands at `context`. Expects the index in `rax`.
+pub(super) fn call_program(
+    code: &mut CodeBuffer<'_>,
+    program: &ProgramCall,
+    context: Mem,
+) -> Result<(), EncodeError> {
     mov_imm64(code, Reg::R11, program.cookie.column)?;
     if let Stride::Sixteen = program.cookie.stride {
         add_reg(code, Reg::Rax, Reg::Rax)?;
     }
     mov_load64(code, Reg::Rsi, Mem::at(Reg::R11, 0).indexed(Reg::Rax, Scale::Eight))?;
-    lea(code, Reg::Rdi, Mem::at(Reg::Rbp, -FRAME))?;
+    lea(code, Reg::Rdi, context)?;
     if let Some(data) = program.data {
         match u32::try_from(data) {
             Ok(data) => mov_imm32(code, Reg::Rdx, data)?,
             Err(_) => mov_imm64(code, Reg::Rdx, data)?,
         }
     }
-    match call(code, program.target) {
-        // The program is in another module, out of a direct call's reach. There is no other
-        // way to it than through a register.
+    call_anywhere(code, program.target)
+}
+
+/// Calls the function at `target`; may change `rax` on the way there.
+pub(super) fn call_anywhere(code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EncodeError> {
+    match call(code, target) {
+        // It is in another module, out of a direct call's reach. There is no other way to it
+        // than through a register.
         Err(EncodeError::OutOfRange { .. }) => {
-            mov_imm64(code, Reg::Rax, program.target)?;
+            mov_imm64(code, Reg::Rax, target)?;
             call_reg(code, Reg::Rax)
         }
         called => called,
@@ -143,21 +166,26 @@ fn call_program(code: &mut CodeBuffer<'_>, program: &ProgramCall) -> Result<(), 
 /// Overwrites the return address that the last call of a program has left below the stack
 /// pointer: whoever looks through stacks for threads that are still in here, as quiescence
 /// may have to, would take it for one.
-fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+pub(super) fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     xor_reg32(code, Reg::Rax, Reg::Rax)?;
     mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::Rax)
 }
 
 /// Puts every register back and returns into the function.
 fn restore(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    lea(code, Reg::Rsp, Mem::at(Reg::Rbp, -FRAME))?;
+    restore_registers(code)?;
+    ret(code)?;
+    int3(code)
+}
+
+/// Puts every register back; what is left on the stack is the return address.
+pub(super) fn restore_registers(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    lea(code, Reg::Rsp, CONTEXT)?;
     for register in SAVED {
         pop(code, register)?;
     }
     add_imm(code, Reg::Rsp, FOUND)?;
-    pop(code, Reg::Rbp)?;
-    ret(code)?;
-    int3(code)
+    pop(code, Reg::Rbp)
 }
 
 /// Bytes of one vector register of this width.
@@ -171,25 +199,31 @@ const fn width(vectors: Vectors) -> i32 {
 }
 
 /// The vector registers that hold arguments.
-const VECTOR_ARGUMENTS: u8 = 8;
+pub(super) const VECTOR_ARGUMENTS: u8 = 8;
 
-/// Calls `each` for every register to be saved and its place on the stack.
+/// Calls `each` for the first `count` vector registers and their places on the stack.
 fn each_vector(
     vectors: Vectors,
+    count: u8,
     mut each: impl FnMut(Vector, Mem) -> Result<(), EncodeError>,
 ) -> Result<(), EncodeError> {
-    for (number, vector) in (0..VECTOR_ARGUMENTS).filter_map(|n| Some((n, Vector::new(n)?))) {
+    for (number, vector) in (0..count).filter_map(|n| Some((n, Vector::new(n)?))) {
         each(vector, Mem::at(Reg::Rsp, i32::from(number) * width(vectors)))?;
     }
     Ok(())
 }
 
-fn save_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
+/// Saves the first `count` vector registers below the stack pointer.
+pub(super) fn save_vectors(
+    code: &mut CodeBuffer<'_>,
+    vectors: Vectors,
+    count: u8,
+) -> Result<(), EncodeError> {
     if let Vectors::Untouched = vectors {
         return Ok(());
     }
-    sub_imm(code, Reg::Rsp, i32::from(VECTOR_ARGUMENTS) * width(vectors))?;
-    each_vector(vectors, |vector, place| match vectors {
+    sub_imm(code, Reg::Rsp, i32::from(count) * width(vectors))?;
+    each_vector(vectors, count, |vector, place| match vectors {
         Vectors::Untouched => Ok(()),
         Vectors::Xmm => movups_store(code, place, vector),
         Vectors::Ymm => vmovups256_store(code, place, vector),
@@ -202,8 +236,13 @@ fn save_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), Encod
     }
 }
 
-fn restore_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
-    each_vector(vectors, |vector, place| match vectors {
+/// Restores what [`save_vectors`] has saved. The stack pointer stays.
+pub(super) fn restore_vectors(
+    code: &mut CodeBuffer<'_>,
+    vectors: Vectors,
+    count: u8,
+) -> Result<(), EncodeError> {
+    each_vector(vectors, count, |vector, place| match vectors {
         Vectors::Untouched => Ok(()),
         Vectors::Xmm => movups_load(code, vector, place),
         Vectors::Ymm => vmovups256_load(code, vector, place),

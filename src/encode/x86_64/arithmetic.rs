@@ -40,6 +40,28 @@ pub const fn cmp_imm(code: &mut CodeBuffer<'_>, left: Reg, value: i32) -> Result
     immediate(code, 7, left, value)
 }
 
+/// `cmp r64, [mem]`: `REX.W 3B /r`. 2 + M bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn cmp_load64(
+    code: &mut CodeBuffer<'_>,
+    left: Reg,
+    right: Mem,
+) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy64, 0x3b, left.number(), right)
+}
+
+/// `cmpxchg [mem], r64`: `REX.W 0F B1 /r`. Where memory holds `rax`, stores `src` and sets ZF;
+/// else loads `rax` and clears it. One instruction, but not atomic for other cores. 3 + M
+/// bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn cmpxchg64(code: &mut CodeBuffer<'_>, mem: Mem, src: Reg) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy0f64, 0xb1, src.number(), mem)
+}
+
 /// `add r64, r64`: `REX.W 01 /r`. 3 bytes.
 ///
 /// # Errors

@@ -75,13 +75,20 @@ pub const fn jcc(
 /// [`EncodeError::OutOfShortRange`] when `target` is not within -128 to 127 bytes of the
 /// jump's end, and [`EncodeError::Overflow`].
 pub const fn jmp_short(code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EncodeError> {
-    let from = code.here().wrapping_add(2);
-    let distance = distance(from, target);
-    let displacement = distance as i8;
-    if displacement as i64 != distance {
-        return Err(EncodeError::OutOfShortRange { from, to: target });
-    }
-    code.bytes(&[0xeb, displacement.cast_unsigned()])
+    short(code, 0xeb, target)
+}
+
+/// `jcc rel8`: `70+cc cb`. 2 bytes.
+///
+/// # Errors
+/// [`EncodeError::OutOfShortRange`] when `target` is not within -128 to 127 bytes of the
+/// jump's end, and [`EncodeError::Overflow`].
+pub const fn jcc_short(
+    code: &mut CodeBuffer<'_>,
+    condition: Condition,
+    target: u64,
+) -> Result<(), EncodeError> {
+    short(code, 0x70 | condition as u8, target)
 }
 
 /// `call r64`: `FF /2`. 2 bytes + REX.
@@ -122,6 +129,17 @@ pub const fn int3(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
 /// [`EncodeError::Overflow`].
 pub const fn endbr64(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     code.bytes(&[0xf3, 0x0f, 0x1e, 0xfa])
+}
+
+/// Appends a branch with an 8-bit displacement.
+const fn short(code: &mut CodeBuffer<'_>, opcode: u8, target: u64) -> Result<(), EncodeError> {
+    let from = code.here().wrapping_add(2);
+    let distance = distance(from, target);
+    let displacement = distance as i8;
+    if displacement as i64 != distance {
+        return Err(EncodeError::OutOfShortRange { from, to: target });
+    }
+    code.bytes(&[opcode, displacement.cast_unsigned()])
 }
 
 /// The five bytes of a branch with a 32-bit displacement that stands at `at`.

@@ -37,6 +37,29 @@ pub const fn mov_load64(code: &mut CodeBuffer<'_>, dst: Reg, src: Mem) -> Result
     with_memory(code, Prefix::Legacy64, 0x8b, dst.number(), src)
 }
 
+/// `mov r64, fs:[offset]`: `64 REX.W 8B /r` with mode 00, SIB without base and index. What
+/// stands so many bytes from the base of `fs`, which is the thread pointer in user space
+/// (psABI 11.2). 9 bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`].
+pub const fn mov_load64_fs(
+    code: &mut CodeBuffer<'_>,
+    dst: Reg,
+    offset: i32,
+) -> Result<(), EncodeError> {
+    // Base 101 in mode 00 is no base, and index 100 no index.
+    const DISPLACEMENT_ONLY: u8 = 0b00_100_101;
+    Instruction::new()
+        .byte(0x64)
+        .rex(true, dst.number(), 0, 0)
+        .byte(0x8b)
+        .byte((dst.number() & 7) << 3 | 0b100)
+        .byte(DISPLACEMENT_ONLY)
+        .word32(offset.cast_unsigned())
+        .append_to(code)
+}
+
 /// `mov r32, [mem]`: `8B /r`. The upper half of `dst` becomes zero. 1 + M bytes + REX.
 ///
 /// # Errors

@@ -101,6 +101,8 @@ pub(super) enum Prefix {
     Legacy64,
     /// The opcode map 0F.
     Legacy0f,
+    /// The opcode map 0F and 64-bit operands.
+    Legacy0f64,
     /// VEX.256.0F.WIG.
     Vex256,
     /// EVEX.512.0F.W0, without a mask.
@@ -126,6 +128,7 @@ pub(super) const fn with_memory(
         Prefix::Legacy32 => (empty.rex(false, reg, index, base), 0),
         Prefix::Legacy64 => (empty.rex(true, reg, index, base), 0),
         Prefix::Legacy0f => (empty.rex(false, reg, index, base).byte(0x0f), 0),
+        Prefix::Legacy0f64 => (empty.rex(true, reg, index, base).byte(0x0f), 0),
         Prefix::Vex256 => (vex256(reg, index, base), 0),
         // A full vector is 64 bytes: EVEX counts short displacements in those.
         Prefix::Evex512 => (evex512(reg, index, base), 6),

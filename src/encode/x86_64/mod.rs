@@ -39,14 +39,16 @@ mod operand;
 mod vector;
 
 pub use arithmetic::{
-    add_imm, add_reg, and_imm, cmp_imm, dec_mem64, inc_mem64, sub_imm, test_reg, xor_reg32,
+    add_imm, add_reg, and_imm, cmp_imm, cmp_load64, cmpxchg64, dec_mem64, inc_mem64, sub_imm,
+    test_reg, xor_reg32,
 };
 pub use branch::{
-    call, call_bytes, call_reg, endbr64, int3, jcc, jmp, jmp_bytes, jmp_reg, jmp_short, ret,
+    call, call_bytes, call_reg, endbr64, int3, jcc, jcc_short, jmp, jmp_bytes, jmp_reg, jmp_short,
+    ret,
 };
 pub use data::{
-    lea, lea_rip, mov_imm32, mov_imm32_sign, mov_imm64, mov_load32, mov_load64, mov_reg_reg,
-    mov_store32, mov_store64, pop, push,
+    lea, lea_rip, mov_imm32, mov_imm32_sign, mov_imm64, mov_load32, mov_load64, mov_load64_fs,
+    mov_reg_reg, mov_store32, mov_store64, pop, push,
 };
 pub use nop::{NOP_MAX, NOP1X5, NOP5, NOP5_CLANG, NOP5_PREFIXED, nop};
 pub use operand::{Condition, Mem, Reg, Scale, Vector};

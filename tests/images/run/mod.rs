@@ -2,6 +2,8 @@
 //! with every register full, and programs that leave nothing as it was.
 
 mod code;
+#[cfg(feature = "std")]
+mod exits;
 mod machine;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,0 +1,80 @@
+//! The thunk of a function with exit programs.
+
+use super::Bodies;
+use crate::addr::Origin;
+use crate::emit::EmitError;
+use crate::encode::x86_64::{Condition, Reg, call, jcc_short, jmp, mov_imm32, pop};
+use crate::encode::{CodeBuffer, EncodeError};
+
+/// Bytes of the thunk, and its alignment.
+pub const EXIT_THUNK_SIZE: usize = 32;
+
+/// Where the thunk goes on when the function is left: its `jmp exit`.
+const EXIT: u64 = 22;
+/// Where it goes on when this call runs unhooked.
+const UNHOOKED: u64 = 27;
+/// Bytes from the return address of `call enter` to that of `call origin`.
+pub(super) const ENTER_TO_EXIT: i32 = EXIT as i32 - 11;
+
+/// Emits the thunk that the patch site of the function with `index` jumps to.
+///
+/// ```text
+/// +0   41 bb imm32      mov r11d, index
+/// +6   e8 rel32         call enter
+/// +11  72 0e            jc +27            this call runs unhooked
+/// +13  41 5b            pop r11           the caller's return address, kept by `enter`
+/// +15  74 05            jz +22            the origin is skipped
+/// +17  e8 rel32         call origin
+/// +22  e9 rel32         jmp exit
+/// +27  e9 rel32         jmp origin
+/// ```
+///
+/// The origin runs with `rsp` as it would be without the thunk, so that its arguments on the
+/// stack are where it looks for them. Every `ret` meets its `call`: those of `enter` and of the
+/// origin return here, and that of `exit` returns from the caller's call of the function.
+///
+/// `exit` finds a skipped origin's return value in the registers, like any other.
+///
+/// # Errors
+/// [`EmitError::Encode`] if `code` has less than [`EXIT_THUNK_SIZE`] bytes left, or a target is
+/// 2 GiB or more away.
+pub const fn exit_thunk(
+    code: &mut CodeBuffer<'_>,
+    index: u32,
+    bodies: Bodies,
+    origin: Origin,
+) -> Result<(), EmitError> {
+    match emit(code, index, bodies, origin.get()) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(EmitError::Encode(error)),
+    }
+}
+
+/// Leaves the function with the error of an instruction that was not emitted.
+macro_rules! emit {
+    ($($instruction:expr;)*) => {
+        $(if let Err(error) = $instruction {
+            return Err(error);
+        })*
+    };
+}
+
+const fn emit(
+    code: &mut CodeBuffer<'_>,
+    index: u32,
+    bodies: Bodies,
+    origin: u64,
+) -> Result<(), EncodeError> {
+    let start = code.here();
+    emit! {
+        mov_imm32(code, Reg::R11, index);
+        call(code, bodies.enter);
+        jcc_short(code, Condition::Below, start.wrapping_add(UNHOOKED));
+        pop(code, Reg::R11);
+        jcc_short(code, Condition::Equal, start.wrapping_add(EXIT));
+        call(code, origin);
+        jmp(code, bodies.exit);
+        jmp(code, origin);
+    }
+    Ok(())
+}

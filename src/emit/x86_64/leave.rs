@@ -1,0 +1,177 @@
+//! What runs when a hooked function returns.
+
+use super::entry::{
+    align_stack, call_program, forget_return_address, restore_vectors, save_vectors,
+};
+use super::side_stack::{FRAME_SIZE, field};
+use crate::emit::{ProgramCall, Vectors};
+use crate::encode::x86_64::{
+    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, lea, mov_imm32_sign,
+    mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, ret, sub_imm,
+};
+use crate::encode::{CodeBuffer, EncodeError};
+
+/// The two bodies that the thunks of all functions with the same programs share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bodies {
+    /// The address of what runs before the function.
+    pub enter: u64,
+    /// The address of what runs after it.
+    pub exit: u64,
+}
+
+/// Vector registers that hold return values: `xmm0` and `xmm1` (psABI 3.2.3).
+pub(super) const VECTOR_RESULTS: u8 = 2;
+
+/// The place of a frame's field.
+macro_rules! frame {
+    ($frame:expr, $field:ident) => {
+        Mem::at($frame, core::mem::offset_of!($crate::emit::ExitContext, $field) as i32)
+    };
+}
+pub(super) use frame;
+
+/// How the caller is returned to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Return {
+    /// By the `ret` that its call expects.
+    Ret,
+    /// By a jump: a `ret` has been used up for coming here.
+    Jump,
+}
+
+/// The body that a hooked function returns to, directly or through its thunk.
+///
+/// It changes what any function may change, but for the registers that return values are
+/// in. It begins with `rsp` right above the slot that the caller's return address was in.
+pub(super) struct Leave<'a> {
+    pub thread_offset: i32,
+    pub vectors: Vectors,
+    /// In the order of their attachment: they run in reverse.
+    pub calls: &'a [ProgramCall],
+    pub back: Return,
+}
+
+/// The slot that the caller's return address was in, and will be again.
+const SLOT: Mem = Mem::at(Reg::Rbp, 8);
+
+impl Leave<'_> {
+    /// Emits the body and returns where it begins.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+        // The search stands before the body, and goes on behind the body's beginning: a
+        // first attempt elsewhere shows where that is.
+        let mut trial = [0; 256];
+        let mut trial = CodeBuffer::new(&mut trial, code.here());
+        let here = trial.here();
+        search(&mut trial, here)?;
+        self.begin(&mut trial, here)?;
+        let found = trial.here();
+
+        let search = search(code, found)?;
+        let start = self.begin(code, search)?;
+        self.run(code)?;
+        Ok(start)
+    }
+
+    /// Finds the frame: the last one, unless a function that was called from this one was
+    /// left without a return.
+    fn begin(&self, code: &mut CodeBuffer<'_>, search: u64) -> Result<u64, EncodeError> {
+        align(code)?;
+        let start = code.here();
+        sub_imm(code, Reg::Rsp, 8)?;
+        push(code, Reg::Rbp)?;
+        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
+        push(code, Reg::Rbx)?;
+        mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
+        mov_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::TOP))?;
+        sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
+        lea(code, Reg::R11, SLOT)?;
+        cmp_load64(code, Reg::R11, frame!(Reg::Rbx, slot))?;
+        jcc(code, Condition::NotEqual, search)?;
+        Ok(start)
+    }
+
+    /// Runs the programs on the frame in `rbx` and returns to the caller.
+    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        mov_load64(code, Reg::R11, frame!(Reg::Rbx, caller))?;
+        mov_store64(code, SLOT, Reg::R11)?;
+        run_exits(code, self.vectors, self.calls)?;
+        mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
+        // A signal handler may come between these two: a free frame below the top does no
+        // harm, but a frame above it is the handler's.
+        free_frame(code, Reg::Rbx, Reg::R11)?;
+        mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
+        lea(code, Reg::Rsp, Mem::at(Reg::Rbp, -8))?;
+        pop(code, Reg::Rbx)?;
+        pop(code, Reg::Rbp)?;
+        match self.back {
+            Return::Ret => ret(code)?,
+            Return::Jump => {
+                pop(code, Reg::R11)?;
+                jmp_reg(code, Reg::R11)?;
+            }
+        }
+        int3(code)
+    }
+}
+
+/// Runs `calls` in reverse on the [`ExitContext`] at `rbx`, around which return values are
+/// kept. Aligns the stack pointer.
+pub(super) fn run_exits(
+    code: &mut CodeBuffer<'_>,
+    vectors: Vectors,
+    calls: &[ProgramCall],
+) -> Result<(), EncodeError> {
+    mov_store64(code, frame!(Reg::Rbx, rax), Reg::Rax)?;
+    mov_store64(code, frame!(Reg::Rbx, rdx), Reg::Rdx)?;
+    if !calls.is_empty() {
+        align_stack(code, vectors)?;
+        save_vectors(code, vectors, VECTOR_RESULTS)?;
+        for program in calls.iter().rev() {
+            mov_load64(code, Reg::Rax, frame!(Reg::Rbx, index))?;
+            call_program(code, program, Mem::at(Reg::Rbx, 0))?;
+        }
+        restore_vectors(code, vectors, VECTOR_RESULTS)?;
+        forget_return_address(code)?;
+    }
+    mov_load64(code, Reg::Rax, frame!(Reg::Rbx, rax))?;
+    mov_load64(code, Reg::Rdx, frame!(Reg::Rbx, rdx))
+}
+
+/// Drops frames until the one whose slot is `r11`, and goes on at `found` with it in `rbx`.
+/// Expects the last frame in `rbx` and the side stack in `rcx`. Returns where it begins.
+fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
+    // Nobody knows where this function returns to: the stack was changed without the side
+    // stack.
+    let lost = code.here();
+    int3(code)?;
+    let again = code.here();
+    cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::BASE))?;
+    jcc(code, Condition::Below, lost)?;
+    free_frame(code, Reg::Rbx, Reg::R10)?;
+    mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
+    inc_mem64(code, Mem::at(Reg::Rcx, field::ABANDONED))?;
+    sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
+    cmp_load64(code, Reg::R11, frame!(Reg::Rbx, slot))?;
+    jcc(code, Condition::NotEqual, again)?;
+    jmp(code, found)?;
+    Ok(again)
+}
+
+/// Marks `frame` as one that nobody uses. Changes `scratch`.
+pub(super) fn free_frame(
+    code: &mut CodeBuffer<'_>,
+    frame: Reg,
+    scratch: Reg,
+) -> Result<(), EncodeError> {
+    mov_imm32_sign(code, scratch, -1)?;
+    mov_store64(code, frame!(frame, slot), scratch)
+}
+
+/// Fills up to a multiple of 16, where a body begins.
+pub(super) fn align(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    while !code.here().is_multiple_of(16) {
+        int3(code)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! The side stack: where a thread keeps the return addresses of the hooked functions that it
+//! is in.
+
+use core::fmt;
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::emit::{ExitContext, Vectors};
+
+/// Bytes of one frame.
+pub(super) const FRAME_SIZE: i32 = size_of::<ExitContext>() as i32;
+
+/// What the slot of a frame that nobody uses holds. No stack ends there, so that such a frame
+/// never seems to be one that was left behind.
+const FREE: u64 = u64::MAX;
+
+/// One thread's side stack: this control block, and its frames behind it.
+///
+/// | offset | size | field |
+/// |---|---|---|
+/// | 0 | 8 | address of the next free frame |
+/// | 8 | 8 | address behind the last frame |
+/// | 16 | 8 | address of the first frame |
+/// | 24 | 8 | calls that ran unhooked because no frame was free |
+/// | 32 | 8 | frames that were left without a return, and dropped |
+/// | 40 | 8 | unused |
+/// | 48 | 112 | what stands below the first frame: a frame that is never used |
+/// | 160 | | the frames, 112 bytes each, an [`ExitContext`] each |
+///
+/// Emitted code of the thread that owns it changes it; any thread may read the counts.
+///
+/// # Signals
+/// Emitted code may be interrupted anywhere by a handler that calls hooked functions on the
+/// same stack. It leaves every frame that is in use as it was, and drops only frames that
+/// were left behind: a frame is taken before it is filled, the slot of a free frame holds a
+/// value that is never taken for one left behind, and what may have been dropped meanwhile is
+/// looked at again.
+///
+/// # One stack
+/// A frame whose slot is at or below that of a function being entered was left without a
+/// return, by `longjmp` or an exception, and is dropped; so is one above the frame of a
+/// function that returns. Both hold on one stack only: a thread that enters hooked
+/// functions on several stacks in turn (`swapcontext`, a handler on an alternate signal
+/// stack) must change the pointer to its side stack along with its stack.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct SideStack {
+    top: AtomicU64,
+    end: AtomicU64,
+    base: AtomicU64,
+    overflowed: AtomicU64,
+    abandoned: AtomicU64,
+    unused: u64,
+    below: ExitContext,
+}
+
+/// Offsets of the control block's fields, for emitted code.
+pub(super) mod field {
+    use super::{SideStack, offset_of};
+
+    pub const TOP: i32 = offset_of!(SideStack, top) as i32;
+    pub const END: i32 = offset_of!(SideStack, end) as i32;
+    pub const BASE: i32 = offset_of!(SideStack, base) as i32;
+    pub const OVERFLOWED: i32 = offset_of!(SideStack, overflowed) as i32;
+    pub const ABANDONED: i32 = offset_of!(SideStack, abandoned) as i32;
+}
+
+static_assertions::const_assert_eq!(size_of::<SideStack>(), 160);
+static_assertions::const_assert_eq!(field::TOP, 0);
+static_assertions::const_assert_eq!(field::END, 8);
+static_assertions::const_assert_eq!(field::BASE, 16);
+static_assertions::const_assert_eq!(field::OVERFLOWED, 24);
+static_assertions::const_assert_eq!(field::ABANDONED, 32);
+static_assertions::const_assert_eq!(offset_of!(SideStack, below), 48);
+
+/// Why memory did not become a side stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SideStackError {
+    /// It does not begin at a multiple of 16.
+    Misaligned {
+        /// Where it begins.
+        address: u64,
+    },
+    /// It has no room for the control block and one frame.
+    TooSmall {
+        /// Bytes that it has.
+        bytes: usize,
+    },
+}
+
+impl fmt::Display for SideStackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Misaligned { address } => write!(
+                f,
+                "the memory for a side stack begins at {address:#x}, which is no multiple of \
+                 16; pass memory that is aligned to 16 bytes"
+            ),
+            Self::TooSmall { bytes } => write!(
+                f,
+                "the memory for a side stack has {bytes} bytes, and one frame needs {}; ask \
+                 SideStack::size_for how many bytes a depth needs",
+                SideStack::size_for(1)
+            ),
+        }
+    }
+}
+
+impl core::error::Error for SideStackError {}
+
+impl SideStack {
+    /// Bytes of a side stack for `depth` hooked functions that are active at once.
+    #[must_use]
+    pub const fn size_for(depth: u32) -> usize {
+        size_of::<Self>() + depth as usize * size_of::<ExitContext>()
+    }
+
+    /// Makes an empty side stack of `bytes` bytes at `memory`, with as many frames as fit.
+    ///
+    /// # Errors
+    /// [`SideStackError`]; then nothing was written.
+    ///
+    /// # Safety
+    /// The memory is valid for writes, and nobody else uses it from now on until the side
+    /// stack is no thread's any more.
+    pub unsafe fn init(memory: NonNull<u8>, bytes: usize) -> Result<NonNull<Self>, SideStackError> {
+        let side_stack = memory.cast::<Self>();
+        if !side_stack.is_aligned() {
+            return Err(SideStackError::Misaligned { address: memory.as_ptr() as u64 });
+        }
+        let frames = bytes.saturating_sub(size_of::<Self>()) / size_of::<ExitContext>();
+        if frames == 0 {
+            return Err(SideStackError::TooSmall { bytes });
+        }
+        // SAFETY: there are `size_of::<Self>()` bytes and at least one frame behind them, so
+        // that this is inside or at the end of the memory.
+        let base = unsafe { side_stack.add(1) }.cast::<ExitContext>();
+        // SAFETY: all `frames` fit into the memory (computed above).
+        let end = unsafe { base.add(frames) };
+        for frame in 0..frames {
+            // SAFETY: one of the frames that fit; aligned to 16 as `base` is, since a frame
+            // is 112 bytes.
+            unsafe { base.add(frame).write(UNUSED) };
+        }
+        // SAFETY: `size_of::<Self>()` bytes of the memory, aligned (checked above).
+        unsafe {
+            side_stack.write(Self {
+                top: AtomicU64::new(base.as_ptr() as u64),
+                end: AtomicU64::new(end.as_ptr() as u64),
+                base: AtomicU64::new(base.as_ptr() as u64),
+                overflowed: AtomicU64::new(0),
+                abandoned: AtomicU64::new(0),
+                unused: 0,
+                below: UNUSED,
+            });
+        }
+        Ok(side_stack)
+    }
+
+    /// Frames in use: hooked functions that the thread is in, and frames left behind that no
+    /// later call has met yet.
+    #[must_use]
+    pub fn depth(&self) -> u64 {
+        let bytes = self.top.load(Relaxed).saturating_sub(self.base.load(Relaxed));
+        bytes / size_of::<ExitContext>() as u64
+    }
+
+    /// Calls that ran unhooked because every frame was in use.
+    #[must_use]
+    pub fn overflowed(&self) -> u64 {
+        self.overflowed.load(Relaxed)
+    }
+
+    /// Frames that were dropped because their functions were left without a return: each is
+    /// a call whose exit programs did not run.
+    #[must_use]
+    pub fn abandoned(&self) -> u64 {
+        self.abandoned.load(Relaxed)
+    }
+}
+
+const UNUSED: ExitContext = ExitContext {
+    args: [0; 6],
+    rax: 0,
+    rdx: 0,
+    index: 0,
+    function: 0,
+    session: 0,
+    caller: 0,
+    slot: FREE,
+    through: 0,
+};
+
+/// How emitted code finds the running thread's side stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SideStackPlace {
+    /// Bytes from the thread pointer (the base of `fs`) to a pointer to the thread's
+    /// [`SideStack`], null where it has none.
+    pub thread_offset: i32,
+    /// What is called where it has none.
+    pub make: Option<MakeSideStack>,
+}
+
+/// The function that is called when a thread without a side stack enters a hooked function.
+///
+/// It is an `extern "C" fn() -> *mut SideStack`. It makes a side stack, stores the pointer at
+/// the thread's [`thread_offset`](SideStackPlace::thread_offset) and returns it; or it returns
+/// null, and the call runs unhooked. It is called again for every hooked function that it
+/// calls itself, while the pointer is null: for those it returns null at once. Calls that run
+/// unhooked because of that are counted where it counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MakeSideStack {
+    /// Its address.
+    pub target: u64,
+    /// What is saved around it.
+    pub vectors: Vectors,
+}
