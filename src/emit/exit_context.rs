@@ -13,7 +13,7 @@ use crate::addr::{Entry, ReturnAddress};
 /// | 72 | 8 | the function's entry |
 /// | 80 | 8 | the session word, zero when the first entry program runs |
 /// | 88 | 8 | where the function returns to, in its caller |
-/// | 96 | 8 | the address of the stack slot that its return address was in; all ones when free |
+/// | 96 | 8 | 16 less than the address of the stack slot that its return address was in; all ones when free |
 /// | 104 | 8 | what tells a tail call of this function from a frame that was left behind |
 ///
 /// It is the call's frame on the [side stack](super::x86_64::SideStack), where there is one.

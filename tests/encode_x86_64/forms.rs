@@ -377,6 +377,7 @@ impl Near {
 }
 
 /// The 8-bit form of a conditional jump, by its condition's number.
+#[allow(dead_code, reason = "the fuzz checks share this file, and have no use for these")]
 pub const SHORT: [Code; 16] = [
     Code::Jo_rel8_64,
     Code::Jno_rel8_64,

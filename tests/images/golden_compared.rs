@@ -24,7 +24,7 @@ fn swap_without_programs() {
         |code| bodies.emit(code).unwrap(),
         starts,
         expect![[r#"
-            enter +272, exit +48
+            enter +320, exit +64
             +0   int3
             +1   cmp rbx, [rcx + 0x10]
             +5   jb 0x50000000
@@ -33,138 +33,182 @@ fn swap_without_programs() {
             +22  mov [rcx], rbx
             +25  inc qword ptr [rcx + 0x20]
             +29  sub rbx, 0x70
-            +33  cmp r11, [rbx + 0x60]
+            +33  cmp rbp, [rbx + 0x60]
             +37  jne 0x50000001
-            +43  jmp 0x50000057
-            +48  sub rsp, 8
-            +52  push rbp
-            +53  mov rbp, rsp
-            +56  push rbx
-            +57  mov rcx, fs:[0xffffffffffffffc0]
-            +66  mov rbx, [rcx]
-            +69  sub rbx, 0x70
-            +73  lea r11, [rbp + 8]
-            +77  cmp r11, [rbx + 0x60]
-            +81  jne 0x50000001
-            +87  mov r11, [rbx + 0x58]
-            +91  mov [rbp + 8], r11
-            +95  mov [rbx + 0x30], rax
-            +99  mov [rbx + 0x38], rdx
-            +103 mov rax, [rbx + 0x30]
-            +107 mov rdx, [rbx + 0x38]
-            +111 mov rcx, fs:[0xffffffffffffffc0]
-            +120 mov r11, 0xffffffffffffffff
-            +127 mov [rbx + 0x60], r11
-            +131 mov [rcx], rbx
-            +134 lea rsp, [rbp - 8]
-            +138 pop rbx
-            +139 pop rbp
-            +140 pop r11
-            +142 jmp r11
-            +145 int3
-            +146 lea rsp, [rbp - 0x50]
-            +150 pop rdi
-            +151 pop rsi
-            +152 pop rdx
-            +153 pop rcx
-            +154 pop r8
-            +156 pop r9
-            +158 pop rax
-            +159 pop r10
-            +161 add rsp, 0x10
-            +165 pop rbp
-            +166 cmp rsp, 0xffffffffffffffff
-            +170 ret
-            +171 int3
-            +172 inc qword ptr [rax + 0x18]
-            +176 jmp 0x50000092
-            +181 mov r11, rax
-            +184 sub r10, 0x70
-            +188 mov rax, 0xffffffffffffffff
-            +195 mov [r10 + 0x60], rax
-            +199 lea rax, [r10 + 0x70]
-            +203 cmpxchg [r11], r10
-            +207 mov rax, r11
-            +210 jne 0x50000141
-            +216 inc qword ptr [rax + 0x20]
-            +220 jmp 0x50000141
-            +225 jne 0x500000b5
-            +231 mov r11, [rbp + 0x10]
-            +235 push r11
-            +237 lea r11, [0x50000030]
-            +244 cmp r11, [rsp]
-            +248 lea rsp, [rbp - 0x50]
-            +252 jne 0x500000b5
-            +258 jmp 0x5000015b
-            +263 int3
-            +264 int3
-            +265 int3
-            +266 int3
-            +267 int3
-            +268 int3
-            +269 int3
-            +270 int3
-            +271 int3
-            +272 push rbp
-            +273 mov rbp, rsp
-            +276 sub rsp, 0x10
-            +280 push r10
-            +282 push rax
-            +283 push r9
-            +285 push r8
-            +287 push rcx
-            +288 push rdx
-            +289 push rsi
-            +290 push rdi
-            +291 mov r11, [rbp + 8]
-            +295 mov r11d, [r11 - 0x14]
-            +299 mov [rbp - 0x10], r11
-            +303 mov rax, fs:[0xffffffffffffffc0]
-            +312 test rax, rax
-            +315 je 0x50000092
-            +321 mov r10, [rax]
-            +324 lea r11, [rbp + 0x10]
-            +328 cmp r11, [r10 - 0x10]
-            +332 jae 0x500000e1
-            +338 cmp r10, [rax]
-            +341 jne 0x50000141
-            +347 cmp r10, [rax + 8]
-            +351 jae 0x500000ac
-            +357 lea r11, [r10 + 0x70]
-            +361 mov [rax], r11
-            +364 lea r11, [rbp + 0x10]
-            +368 mov [r10 + 0x60], r11
-            +372 mov [r10], rdi
-            +375 mov [r10 + 8], rsi
-            +379 mov [r10 + 0x10], rdx
-            +383 mov [r10 + 0x18], rcx
-            +387 mov [r10 + 0x20], r8
-            +391 mov [r10 + 0x28], r9
-            +395 mov r11, [rbp + 0x10]
-            +399 mov [r10 + 0x58], r11
-            +403 mov rax, [rbp - 0x10]
-            +407 mov [r10 + 0x40], rax
-            +411 mov r11, [rbp + 8]
-            +415 lea r11, [r11 - 5]
-            +419 mov [r10 + 0x48], r11
-            +423 mov [rbp - 8], r11
-            +427 xor r11d, r11d
-            +430 mov [r10 + 0x50], r11
-            +434 lea r11, [0x50000030]
-            +441 mov [rbp + 0x10], r11
-            +445 lea rsp, [rbp - 0x50]
-            +449 pop rdi
-            +450 pop rsi
-            +451 pop rdx
-            +452 pop rcx
-            +453 pop r8
-            +455 pop r9
-            +457 pop rax
-            +458 pop r10
-            +460 add rsp, 0x10
-            +464 pop rbp
-            +465 ret
-            +466 int3
+            +43  jmp 0x50000063
+            +48  int3
+            +49  int3
+            +50  int3
+            +51  int3
+            +52  int3
+            +53  int3
+            +54  int3
+            +55  int3
+            +56  int3
+            +57  int3
+            +58  int3
+            +59  int3
+            +60  int3
+            +61  int3
+            +62  int3
+            +63  int3
+            +64  sub rsp, 8
+            +68  push rbx
+            +69  push rbp
+            +70  mov rbp, rsp
+            +73  mov rcx, fs:[0xffffffffffffffc0]
+            +82  mov rbx, [rcx]
+            +85  sub rbx, 0x70
+            +89  cmp rbp, [rbx + 0x60]
+            +93  jne 0x50000001
+            +99  mov r11, [rbx + 0x58]
+            +103 mov [rbp + 0x10], r11
+            +107 mov [rbx + 0x30], rax
+            +111 mov [rbx + 0x38], rdx
+            +115 mov rax, [rbx + 0x30]
+            +119 mov rdx, [rbx + 0x38]
+            +123 mov rcx, fs:[0xffffffffffffffc0]
+            +132 mov r11, 0xffffffffffffffff
+            +139 mov [rbx + 0x60], r11
+            +143 mov [rcx], rbx
+            +146 mov rsp, rbp
+            +149 pop rbp
+            +150 pop rbx
+            +151 pop r11
+            +153 jmp r11
+            +156 int3
+            +157 lea rsp, [rbp - 0x50]
+            +161 pop rdi
+            +162 pop rsi
+            +163 pop rdx
+            +164 pop rcx
+            +165 pop r8
+            +167 pop r9
+            +169 pop rax
+            +170 pop r10
+            +172 add rsp, 0x10
+            +176 pop rbp
+            +177 cmp rsp, 0xffffffffffffffff
+            +181 ret
+            +182 int3
+            +183 inc qword ptr [rax + 0x18]
+            +187 jmp 0x5000009d
+            +192 mov r11, rax
+            +195 sub r10, 0x70
+            +199 mov rax, 0xffffffffffffffff
+            +206 mov [r10 + 0x60], rax
+            +210 lea rax, [r10 + 0x70]
+            +214 cmpxchg [r11], r10
+            +218 mov rax, r11
+            +221 mov r11, [rbp - 0x10]
+            +225 jne 0x50000171
+            +231 inc qword ptr [rax + 0x20]
+            +235 jmp 0x50000171
+            +240 jne 0x500000c0
+            +246 mov r11, [rbp + 0x10]
+            +250 push r11
+            +252 lea r11, [0x50000040]
+            +259 cmp r11, [rsp]
+            +263 lea rsp, [rbp - 0x50]
+            +267 jne 0x500000c0
+            +273 mov r11, [rbp - 0x10]
+            +277 jmp 0x50000187
+            +282 int3
+            +283 int3
+            +284 int3
+            +285 int3
+            +286 int3
+            +287 int3
+            +288 int3
+            +289 int3
+            +290 int3
+            +291 int3
+            +292 int3
+            +293 int3
+            +294 int3
+            +295 int3
+            +296 int3
+            +297 int3
+            +298 int3
+            +299 int3
+            +300 int3
+            +301 int3
+            +302 int3
+            +303 int3
+            +304 int3
+            +305 int3
+            +306 int3
+            +307 int3
+            +308 int3
+            +309 int3
+            +310 int3
+            +311 int3
+            +312 int3
+            +313 int3
+            +314 int3
+            +315 int3
+            +316 int3
+            +317 int3
+            +318 int3
+            +319 int3
+            +320 push rbp
+            +321 mov rbp, rsp
+            +324 sub rsp, 0x10
+            +328 push r10
+            +330 push rax
+            +331 push r9
+            +333 push r8
+            +335 push rcx
+            +336 push rdx
+            +337 push rsi
+            +338 push rdi
+            +339 mov r11, [rbp + 8]
+            +343 mov r11d, [r11 - 0x14]
+            +347 mov [rbp - 0x10], r11
+            +351 mov rax, fs:[0xffffffffffffffc0]
+            +360 test rax, rax
+            +363 je 0x5000009d
+            +369 mov r10, [rax]
+            +372 cmp rbp, [r10 - 0x10]
+            +376 jae 0x500000f0
+            +382 cmp r10, [rax]
+            +385 jne 0x50000171
+            +391 cmp r10, [rax + 8]
+            +395 jae 0x500000b7
+            +401 lea r10, [r10 + 0x70]
+            +405 mov [rax], r10
+            +408 mov [r10 - 0x10], rbp
+            +412 mov [r10 - 0x70], rdi
+            +416 mov [r10 - 0x68], rsi
+            +420 mov [r10 - 0x60], rdx
+            +424 mov [r10 - 0x58], rcx
+            +428 mov [r10 - 0x50], r8
+            +432 mov [r10 - 0x48], r9
+            +436 mov [r10 - 0x30], r11
+            +440 mov rax, r11
+            +443 mov r11, [rbp + 0x10]
+            +447 mov [r10 - 0x18], r11
+            +451 mov r11, [rbp + 8]
+            +455 lea r11, [r11 - 5]
+            +459 mov [r10 - 0x28], r11
+            +463 mov [rbp - 8], r11
+            +467 xor r11d, r11d
+            +470 mov [r10 - 0x20], r11
+            +474 lea r11, [0x50000040]
+            +481 mov [rbp + 0x10], r11
+            +485 lea rsp, [rbp - 0x50]
+            +489 pop rdi
+            +490 pop rsi
+            +491 pop rdx
+            +492 pop rcx
+            +493 pop r8
+            +495 pop r9
+            +497 pop rax
+            +498 pop r10
+            +500 add rsp, 0x10
+            +504 pop rbp
+            +505 ret
+            +506 int3
         "#]],
     );
 }

@@ -72,7 +72,7 @@ fn side_stack_one_program_each() {
         |code| bodies.emit(code).unwrap(),
         starts,
         expect![[r#"
-            enter +352, exit +48
+            enter +384, exit +64
             +0   int3
             +1   cmp rbx, [rcx + 0x10]
             +5   jb 0x50000000
@@ -81,158 +81,183 @@ fn side_stack_one_program_each() {
             +22  mov [rcx], rbx
             +25  inc qword ptr [rcx + 0x20]
             +29  sub rbx, 0x70
-            +33  cmp r11, [rbx + 0x60]
+            +33  cmp rbp, [rbx + 0x60]
             +37  jne 0x50000001
-            +43  jmp 0x50000057
-            +48  sub rsp, 8
-            +52  push rbp
-            +53  mov rbp, rsp
-            +56  push rbx
-            +57  mov rcx, fs:[0xffffffffffffffc0]
-            +66  mov rbx, [rcx]
-            +69  sub rbx, 0x70
-            +73  lea r11, [rbp + 8]
-            +77  cmp r11, [rbx + 0x60]
-            +81  jne 0x50000001
-            +87  mov r11, [rbx + 0x58]
-            +91  mov [rbp + 8], r11
-            +95  mov [rbx + 0x30], rax
-            +99  mov [rbx + 0x38], rdx
-            +103 and rsp, 0xfffffffffffffff0
-            +107 mov rax, [rbx + 0x40]
-            +111 mov r11, 0x7e1000000000
-            +121 mov rsi, [r11 + rax*8]
-            +125 lea rdi, [rbx]
-            +128 call 0x50002000
-            +133 xor eax, eax
-            +135 mov [rsp - 8], rax
-            +140 mov rax, [rbx + 0x30]
-            +144 mov rdx, [rbx + 0x38]
-            +148 mov rcx, fs:[0xffffffffffffffc0]
-            +157 mov r11, 0xffffffffffffffff
-            +164 mov [rbx + 0x60], r11
-            +168 mov [rcx], rbx
-            +171 lea rsp, [rbp - 8]
-            +175 pop rbx
-            +176 pop rbp
-            +177 ret
-            +178 int3
-            +179 lea rsp, [rbp - 0x50]
-            +183 pop rdi
-            +184 pop rsi
-            +185 pop rdx
-            +186 pop rcx
-            +187 pop r8
-            +189 pop r9
-            +191 pop rax
-            +192 pop r10
-            +194 add rsp, 0x10
-            +198 pop rbp
-            +199 cmp rsp, 0xffffffffffffffff
-            +203 ret
-            +204 int3
-            +205 inc qword ptr [rax + 0x18]
-            +209 jmp 0x500000b3
-            +214 mov r11, rax
-            +217 sub r10, 0x70
-            +221 mov rax, 0xffffffffffffffff
-            +228 mov [r10 + 0x60], rax
-            +232 lea rax, [r10 + 0x70]
-            +236 cmpxchg [r11], r10
-            +240 mov rax, r11
-            +243 jne 0x50000189
-            +249 inc qword ptr [rax + 0x20]
-            +253 jmp 0x50000189
-            +258 jne 0x500000d6
-            +264 mov r11, [rbp + 0x10]
-            +268 sub r11, 0xb
-            +272 cmp r11, [r10 - 8]
-            +276 jne 0x500000d6
-            +282 jmp 0x500001a3
-            +287 and rsp, 0xfffffffffffffff0
-            +291 call 0x50003000
-            +296 xor r11d, r11d
-            +299 mov [rsp - 8], r11
-            +304 lea rsp, [rbp - 0x50]
-            +308 mov rdi, [rsp]
-            +312 mov rsi, [rsp + 8]
-            +317 mov rdx, [rsp + 0x10]
-            +322 mov rcx, [rsp + 0x18]
-            +327 mov r8, [rsp + 0x20]
-            +332 mov r9, [rsp + 0x28]
-            +337 test rax, rax
-            +340 je 0x500000b3
-            +346 jmp 0x50000189
-            +351 int3
-            +352 push rbp
-            +353 mov rbp, rsp
-            +356 sub rsp, 0x10
-            +360 push r10
-            +362 push rax
-            +363 push r9
-            +365 push r8
-            +367 push rcx
-            +368 push rdx
-            +369 push rsi
-            +370 push rdi
-            +371 mov [rbp - 0x10], r11
-            +375 mov rax, fs:[0xffffffffffffffc0]
-            +384 test rax, rax
-            +387 je 0x5000011f
-            +393 mov r10, [rax]
-            +396 lea r11, [rbp + 0x10]
-            +400 cmp r11, [r10 - 0x10]
-            +404 jae 0x50000102
-            +410 cmp r10, [rax]
-            +413 jne 0x50000189
-            +419 cmp r10, [rax + 8]
-            +423 jae 0x500000cd
-            +429 lea r11, [r10 + 0x70]
-            +433 mov [rax], r11
-            +436 lea r11, [rbp + 0x10]
-            +440 mov [r10 + 0x60], r11
-            +444 mov [r10], rdi
-            +447 mov [r10 + 8], rsi
-            +451 mov [r10 + 0x10], rdx
-            +455 mov [r10 + 0x18], rcx
-            +459 mov [r10 + 0x20], r8
-            +463 mov [r10 + 0x28], r9
-            +467 mov r11, [rbp + 0x10]
-            +471 mov [r10 + 0x58], r11
-            +475 mov rax, [rbp - 0x10]
-            +479 mov [r10 + 0x40], rax
-            +483 mov r11, [rbp + 8]
-            +487 mov [r10 + 0x68], r11
-            +491 mov r11, 0x7d0000000000
-            +501 mov r11, [r11 + rax*8]
-            +505 mov [r10 + 0x48], r11
-            +509 mov [rbp - 8], r11
-            +513 xor r11d, r11d
-            +516 mov [r10 + 0x50], r11
-            +520 lea r10, [r10 + 0x50]
-            +524 push r10
-            +526 and rsp, 0xfffffffffffffff0
-            +530 mov rcx, [rbp - 0x58]
-            +534 mov r11, 0x7e0000000000
-            +544 add rax, rax
-            +547 mov rsi, [r11 + rax*8]
-            +551 lea rdi, [rbp - 0x50]
-            +555 call 0x50001000
-            +560 xor eax, eax
-            +562 mov [rsp - 8], rax
-            +567 lea rsp, [rbp - 0x50]
-            +571 pop rdi
-            +572 pop rsi
-            +573 pop rdx
-            +574 pop rcx
-            +575 pop r8
-            +577 pop r9
-            +579 pop rax
-            +580 pop r10
-            +582 add rsp, 0x10
-            +586 pop rbp
-            +587 ret
-            +588 int3
+            +43  jmp 0x50000063
+            +48  int3
+            +49  int3
+            +50  int3
+            +51  int3
+            +52  int3
+            +53  int3
+            +54  int3
+            +55  int3
+            +56  int3
+            +57  int3
+            +58  int3
+            +59  int3
+            +60  int3
+            +61  int3
+            +62  int3
+            +63  int3
+            +64  sub rsp, 8
+            +68  push rbx
+            +69  push rbp
+            +70  mov rbp, rsp
+            +73  mov rcx, fs:[0xffffffffffffffc0]
+            +82  mov rbx, [rcx]
+            +85  sub rbx, 0x70
+            +89  cmp rbp, [rbx + 0x60]
+            +93  jne 0x50000001
+            +99  mov r11, [rbx + 0x58]
+            +103 mov [rbp + 0x10], r11
+            +107 mov [rbx + 0x30], rax
+            +111 mov [rbx + 0x38], rdx
+            +115 and rsp, 0xfffffffffffffff0
+            +119 mov rax, [rbx + 0x40]
+            +123 mov r11, 0x7e1000000000
+            +133 mov rsi, [r11 + rax*8]
+            +137 lea rdi, [rbx]
+            +140 call 0x50002000
+            +145 xor eax, eax
+            +147 mov [rsp - 8], rax
+            +152 mov rax, [rbx + 0x30]
+            +156 mov rdx, [rbx + 0x38]
+            +160 mov rcx, fs:[0xffffffffffffffc0]
+            +169 mov r11, 0xffffffffffffffff
+            +176 mov [rbx + 0x60], r11
+            +180 mov [rcx], rbx
+            +183 mov rsp, rbp
+            +186 pop rbp
+            +187 pop rbx
+            +188 ret
+            +189 int3
+            +190 lea rsp, [rbp - 0x50]
+            +194 pop rdi
+            +195 pop rsi
+            +196 pop rdx
+            +197 pop rcx
+            +198 pop r8
+            +200 pop r9
+            +202 pop rax
+            +203 pop r10
+            +205 add rsp, 0x10
+            +209 pop rbp
+            +210 cmp rsp, 0xffffffffffffffff
+            +214 ret
+            +215 int3
+            +216 inc qword ptr [rax + 0x18]
+            +220 jmp 0x500000be
+            +225 mov r11, rax
+            +228 sub r10, 0x70
+            +232 mov rax, 0xffffffffffffffff
+            +239 mov [r10 + 0x60], rax
+            +243 lea rax, [r10 + 0x70]
+            +247 cmpxchg [r11], r10
+            +251 mov rax, r11
+            +254 mov r11, [rbp - 0x10]
+            +258 jne 0x500001a9
+            +264 inc qword ptr [rax + 0x20]
+            +268 jmp 0x500001a9
+            +273 jne 0x500000e1
+            +279 mov r11, [rbp + 0x10]
+            +283 sub r11, 0xb
+            +287 cmp r11, [r10 - 8]
+            +291 jne 0x500000e1
+            +297 mov r11, [rbp - 0x10]
+            +301 jmp 0x500001bf
+            +306 and rsp, 0xfffffffffffffff0
+            +310 call 0x50003000
+            +315 xor r11d, r11d
+            +318 mov [rsp - 8], r11
+            +323 mov r11, [rbp - 0x10]
+            +327 lea rsp, [rbp - 0x50]
+            +331 mov rdi, [rsp]
+            +335 mov rsi, [rsp + 8]
+            +340 mov rdx, [rsp + 0x10]
+            +345 mov rcx, [rsp + 0x18]
+            +350 mov r8, [rsp + 0x20]
+            +355 mov r9, [rsp + 0x28]
+            +360 test rax, rax
+            +363 je 0x500000be
+            +369 jmp 0x500001a9
+            +374 int3
+            +375 int3
+            +376 int3
+            +377 int3
+            +378 int3
+            +379 int3
+            +380 int3
+            +381 int3
+            +382 int3
+            +383 int3
+            +384 push rbp
+            +385 mov rbp, rsp
+            +388 sub rsp, 0x10
+            +392 push r10
+            +394 push rax
+            +395 push r9
+            +397 push r8
+            +399 push rcx
+            +400 push rdx
+            +401 push rsi
+            +402 push rdi
+            +403 mov [rbp - 0x10], r11
+            +407 mov rax, fs:[0xffffffffffffffc0]
+            +416 test rax, rax
+            +419 je 0x50000132
+            +425 mov r10, [rax]
+            +428 cmp rbp, [r10 - 0x10]
+            +432 jae 0x50000111
+            +438 cmp r10, [rax]
+            +441 jne 0x500001a9
+            +447 cmp r10, [rax + 8]
+            +451 jae 0x500000d8
+            +457 lea r10, [r10 + 0x70]
+            +461 mov [rax], r10
+            +464 mov [r10 - 0x10], rbp
+            +468 mov [r10 - 0x70], rdi
+            +472 mov [r10 - 0x68], rsi
+            +476 mov [r10 - 0x60], rdx
+            +480 mov [r10 - 0x58], rcx
+            +484 mov [r10 - 0x50], r8
+            +488 mov [r10 - 0x48], r9
+            +492 mov [r10 - 0x30], r11
+            +496 mov rax, r11
+            +499 mov r11, [rbp + 0x10]
+            +503 mov [r10 - 0x18], r11
+            +507 mov r11, [rbp + 8]
+            +511 mov [r10 - 8], r11
+            +515 mov r11, 0x7d0000000000
+            +525 mov r11, [r11 + rax*8]
+            +529 mov [r10 - 0x28], r11
+            +533 mov [rbp - 8], r11
+            +537 xor r11d, r11d
+            +540 mov [r10 - 0x20], r11
+            +544 lea r10, [r10 - 0x20]
+            +548 push r10
+            +550 and rsp, 0xfffffffffffffff0
+            +554 mov rcx, [rbp - 0x58]
+            +558 mov r11, 0x7e0000000000
+            +568 add rax, rax
+            +571 mov rsi, [r11 + rax*8]
+            +575 lea rdi, [rbp - 0x50]
+            +579 call 0x50001000
+            +584 xor eax, eax
+            +586 mov [rsp - 8], rax
+            +591 lea rsp, [rbp - 0x50]
+            +595 pop rdi
+            +596 pop rsi
+            +597 pop rdx
+            +598 pop rcx
+            +599 pop r8
+            +601 pop r9
+            +603 pop rax
+            +604 pop r10
+            +606 add rsp, 0x10
+            +610 pop rbp
+            +611 ret
+            +612 int3
         "#]],
     );
 }

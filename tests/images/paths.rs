@@ -191,7 +191,9 @@ impl State {
             (Mnemonic::Sub, _) => {
                 Self::moved(self.registers[&target.full_register()], -immediate())
             }
-            (Mnemonic::And, _) if target == Register::RSP && immediate() == -16 => {
+            (Mnemonic::And, _)
+                if target == Register::RSP && [-16, -32, -64].contains(&immediate()) =>
+            {
                 Value::Aligned(0)
             }
             (Mnemonic::Lea, _) => self.place(instruction).map_or(Value::Other, Value::Stack),

@@ -97,12 +97,22 @@ pub(super) struct Enter<'a> {
     pub calls: &'a [ProgramCall],
 }
 
+/// A field of the last frame, where `r10` is the next one.
+macro_rules! last {
+    ($field:ident) => {
+        Mem::at(Reg::R10, frame!(Reg::R10, $field).disp - FRAME_SIZE)
+    };
+}
+
+/// From the next frame to the arguments in the last one.
+const ARGUMENTS: i32 = last!(args).disp;
+
 /// Places in the body that what stands before it goes on at.
 #[derive(Clone, Copy)]
 struct Resume {
-    /// `rax` is the side stack, and its last frame has to be looked at.
+    /// `rax` is the side stack, `r11` the index; the last frame has to be looked at.
     again: u64,
-    /// `rax` is the side stack, `r10` the next frame, and no frame is stale.
+    /// The same with the next frame in `r10`, and no frame is stale.
     live: u64,
 }
 
@@ -111,12 +121,9 @@ struct Resume {
 struct Aside {
     no_side_stack: u64,
     full: u64,
-    /// The last frame's slot is at or below `r11`, this function's.
+    /// The last frame's slot is at or below this function's.
     stale: u64,
 }
-
-/// The stack slot of the caller's return address, by its address.
-const SLOT: Mem = CALLER;
 
 impl Enter<'_> {
     /// Emits the body and returns where it begins.
@@ -158,8 +165,7 @@ impl Enter<'_> {
         jcc(code, Condition::Equal, aside.no_side_stack)?;
         let again = code.here();
         mov_load64(code, Reg::R10, Mem::at(Reg::Rax, field::TOP))?;
-        lea(code, Reg::R11, SLOT)?;
-        cmp_load64(code, Reg::R11, last_slot())?;
+        cmp_load64(code, Reg::Rbp, last!(slot))?;
         jcc(code, Condition::AboveOrEqual, aside.stale)?;
         // A signal handler may have dropped that frame before it was looked at.
         cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, field::TOP))?;
@@ -167,26 +173,26 @@ impl Enter<'_> {
         Ok((start, Resume { again, live: code.here() }))
     }
 
-    /// Takes the frame at `r10` and fills it; leaves the index in `rax`.
+    /// Takes the frame at `r10` and fills it; leaves the index in `rax`, and in `r10` the frame
+    /// behind it.
     fn push_frame(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(), EncodeError> {
         cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, field::END))?;
         jcc(code, Condition::AboveOrEqual, aside.full)?;
         // From here on a signal handler leaves the frame alone.
-        lea(code, Reg::R11, Mem::at(Reg::R10, FRAME_SIZE))?;
-        mov_store64(code, Mem::at(Reg::Rax, field::TOP), Reg::R11)?;
-        lea(code, Reg::R11, SLOT)?;
-        mov_store64(code, frame!(Reg::R10, slot), Reg::R11)?;
+        lea(code, Reg::R10, Mem::at(Reg::R10, FRAME_SIZE))?;
+        mov_store64(code, Mem::at(Reg::Rax, field::TOP), Reg::R10)?;
+        mov_store64(code, last!(slot), Reg::Rbp)?;
         for (argument, number) in SAVED.into_iter().zip(0..6) {
-            mov_store64(code, Mem::at(Reg::R10, 8 * number), argument)?;
+            mov_store64(code, Mem::at(Reg::R10, ARGUMENTS + 8 * number), argument)?;
         }
+        mov_store64(code, last!(index), Reg::R11)?;
+        mov_reg_reg(code, Reg::Rax, Reg::R11)?;
         mov_load64(code, Reg::R11, CALLER)?;
-        mov_store64(code, frame!(Reg::R10, caller), Reg::R11)?;
-        mov_load64(code, Reg::Rax, INDEX)?;
-        mov_store64(code, frame!(Reg::R10, index), Reg::Rax)?;
+        mov_store64(code, last!(caller), Reg::R11)?;
         match self.form {
             Form::Thunk { functions } => {
                 mov_load64(code, Reg::R11, RETURN)?;
-                mov_store64(code, frame!(Reg::R10, through), Reg::R11)?;
+                mov_store64(code, last!(through), Reg::R11)?;
                 mov_imm64(code, Reg::R11, functions)?;
                 let entry = Mem::at(Reg::R11, 0).indexed(Reg::Rax, Scale::Eight);
                 mov_load64(code, Reg::R11, entry)?;
@@ -196,18 +202,19 @@ impl Enter<'_> {
                 lea(code, Reg::R11, Mem::at(Reg::R11, -i32::from(return_to_entry)))?;
             }
         }
-        mov_store64(code, frame!(Reg::R10, function), Reg::R11)?;
+        mov_store64(code, last!(function), Reg::R11)?;
         mov_store64(code, FUNCTION, Reg::R11)?;
         xor_reg32(code, Reg::R11, Reg::R11)?;
-        mov_store64(code, frame!(Reg::R10, session), Reg::R11)
+        mov_store64(code, last!(session), Reg::R11)
     }
 
-    /// Runs the programs on the context. Expects the index in `rax`, the frame in `r10`.
+    /// Runs the programs on the context. Expects the index in `rax`, and the frame
+    /// before `r10`.
     fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         if !self.calls.is_empty() {
             // The word below the context.
             let session = Mem::at(Reg::Rbp, super::entry::CONTEXT.disp - 8);
-            lea(code, Reg::R10, frame!(Reg::R10, session))?;
+            lea(code, Reg::R10, last!(session))?;
             push(code, Reg::R10)?;
             align_stack(code, self.vectors)?;
             save_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
@@ -249,6 +256,7 @@ impl Enter<'_> {
         lea(code, Reg::Rax, Mem::at(Reg::R10, FRAME_SIZE))?;
         cmpxchg64(code, Mem::at(Reg::R11, field::TOP), Reg::R10)?;
         mov_reg_reg(code, Reg::Rax, Reg::R11)?;
+        mov_load64(code, Reg::R11, INDEX)?;
         jcc(code, Condition::NotEqual, resume.again)?;
         inc_mem64(code, Mem::at(Reg::Rax, field::ABANDONED))?;
         jmp(code, resume.again)?;
@@ -261,7 +269,7 @@ impl Enter<'_> {
         match self.form {
             Form::Thunk { .. } => {
                 sub_imm(code, Reg::R11, ENTER_TO_EXIT)?;
-                cmp_load64(code, Reg::R11, Mem::at(Reg::R10, LAST_THROUGH))?;
+                cmp_load64(code, Reg::R11, last!(through))?;
             }
             Form::Swap { stub, .. } => {
                 push(code, Reg::R11)?;
@@ -271,6 +279,7 @@ impl Enter<'_> {
             }
         }
         jcc(code, Condition::NotEqual, abandoned)?;
+        mov_load64(code, Reg::R11, INDEX)?;
         jmp(code, resume.live)?;
 
         let no_side_stack = match self.side_stack.make {
@@ -283,6 +292,7 @@ impl Enter<'_> {
                 restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
                 xor_reg32(code, Reg::R11, Reg::R11)?;
                 mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::R11)?;
+                mov_load64(code, Reg::R11, INDEX)?;
                 lea(code, Reg::Rsp, super::entry::CONTEXT)?;
                 for (argument, number) in SAVED.into_iter().zip(0..6) {
                     mov_load64(code, argument, Mem::at(Reg::Rsp, 8 * number))?;
@@ -295,14 +305,4 @@ impl Enter<'_> {
         };
         Ok(Aside { no_side_stack, full, stale })
     }
-}
-
-/// Bytes from the next frame to the field of the last one that tells a tail call.
-const LAST_THROUGH: i32 =
-    core::mem::offset_of!(crate::emit::ExitContext, through) as i32 - FRAME_SIZE;
-
-/// The slot of the last frame, where `r10` is the next one.
-fn last_slot() -> Mem {
-    let slot = frame!(Reg::R10, slot);
-    Mem::at(slot.base, slot.disp - FRAME_SIZE)
 }

@@ -3,10 +3,10 @@
 use super::entry::{
     align_stack, call_program, forget_return_address, restore_vectors, save_vectors,
 };
-use super::side_stack::{FRAME_SIZE, field};
+use super::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
 use crate::emit::{ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, lea, mov_imm32_sign,
+    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_imm32_sign,
     mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, ret, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
@@ -52,8 +52,9 @@ pub(super) struct Leave<'a> {
     pub back: Return,
 }
 
-/// The slot that the caller's return address was in, and will be again.
-const SLOT: Mem = Mem::at(Reg::Rbp, 8);
+/// The slot that the caller's return address was in, and will be again: `rbp` is as far below
+/// it as it was in the body that ran before the function, and finds the frame.
+const SLOT: Mem = Mem::at(Reg::Rbp, SLOT_ABOVE);
 
 impl Leave<'_> {
     /// Emits the body and returns where it begins.
@@ -79,14 +80,13 @@ impl Leave<'_> {
         align(code)?;
         let start = code.here();
         sub_imm(code, Reg::Rsp, 8)?;
+        push(code, Reg::Rbx)?;
         push(code, Reg::Rbp)?;
         mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
-        push(code, Reg::Rbx)?;
         mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
         mov_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::TOP))?;
         sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-        lea(code, Reg::R11, SLOT)?;
-        cmp_load64(code, Reg::R11, frame!(Reg::Rbx, slot))?;
+        cmp_load64(code, Reg::Rbp, frame!(Reg::Rbx, slot))?;
         jcc(code, Condition::NotEqual, search)?;
         Ok(start)
     }
@@ -101,9 +101,9 @@ impl Leave<'_> {
         // harm, but a frame above it is the handler's.
         free_frame(code, Reg::Rbx, Reg::R11)?;
         mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
-        lea(code, Reg::Rsp, Mem::at(Reg::Rbp, -8))?;
-        pop(code, Reg::Rbx)?;
+        mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
         pop(code, Reg::Rbp)?;
+        pop(code, Reg::Rbx)?;
         match self.back {
             Return::Ret => ret(code)?,
             Return::Jump => {
@@ -138,7 +138,7 @@ pub(super) fn run_exits(
     mov_load64(code, Reg::Rdx, frame!(Reg::Rbx, rdx))
 }
 
-/// Drops frames until the one whose slot is `r11`, and goes on at `found` with it in `rbx`.
+/// Drops frames until the one whose slot is above `rbp`, and goes on at `found` with it in `rbx`.
 /// Expects the last frame in `rbx` and the side stack in `rcx`. Returns where it begins.
 fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     // Nobody knows where this function returns to: the stack was changed without the side
@@ -152,7 +152,7 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
     inc_mem64(code, Mem::at(Reg::Rcx, field::ABANDONED))?;
     sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-    cmp_load64(code, Reg::R11, frame!(Reg::Rbx, slot))?;
+    cmp_load64(code, Reg::Rbp, frame!(Reg::Rbx, slot))?;
     jcc(code, Condition::NotEqual, again)?;
     jmp(code, found)?;
     Ok(again)
@@ -168,9 +168,9 @@ pub(super) fn free_frame(
     mov_store64(code, frame!(frame, slot), scratch)
 }
 
-/// Fills up to a multiple of 16, where a body begins.
+/// Fills up to a multiple of 64, a cache line, where a body begins.
 pub(super) fn align(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    while !code.here().is_multiple_of(16) {
+    while !code.here().is_multiple_of(64) {
         int3(code)?;
     }
     Ok(())

@@ -11,6 +11,10 @@ use crate::emit::{ExitContext, Vectors};
 /// Bytes of one frame.
 pub(super) const FRAME_SIZE: i32 = size_of::<ExitContext>() as i32;
 
+/// Bytes from what a frame holds of its slot to the slot: the bodies compare their `rbp`,
+/// between which and the slot there are two words.
+pub(super) const SLOT_ABOVE: i32 = 16;
+
 /// What the slot of a frame that nobody uses holds. No stack ends there, so that such a frame
 /// never seems to be one that was left behind.
 const FREE: u64 = u64::MAX;

@@ -160,7 +160,7 @@ impl Case {
             let slot = match self.form {
                 // Its frame is not found by the slot.
                 Form::Called => seen.context[12],
-                _ => given.general[RSP],
+                _ => given.general[RSP] - 16,
             };
             let context = [a, b, c, d, e, f, RETURNED, rdx, 0, entry, 0, returns_to(), slot];
             assert_eq!(seen.context, context, "exit program {position}, {:?}", self.form);
