@@ -22,7 +22,7 @@ impl Memory for Copy {
 
 /// A module, its file, how it is loaded, and its memory.
 struct Subject {
-    library: Library,
+    shared_object: Library,
     file: Vec<u8>,
     loaded: Loaded,
     memory: Copy,
@@ -42,7 +42,7 @@ impl Subject {
             (start, unsafe { core::slice::from_raw_parts(start as *const u8, len).to_vec() })
         });
         let memory = Copy(copy.collect());
-        Self { library, file, loaded, memory }
+        Self { shared_object: library, file, loaded, memory }
     }
 
     /// Inspects; checks what must hold of any answer.
@@ -67,7 +67,7 @@ impl Subject {
 fn truncated_files_are_never_misread() {
     let subject = Subject::new("truncated.so", &[]);
     let whole = subject.inspect(&subject.file, &subject.loaded, &subject.memory).unwrap();
-    assert_eq!(entries_of(&whole), sorted(subject.library.entries()));
+    assert_eq!(entries_of(&whole), sorted(subject.shared_object.entries()));
     let lengths = (0..subject.file.len()).filter(|len| len % 61 == 0 || *len < 1_000);
     for len in lengths {
         let file = &subject.file[..len];
