@@ -183,6 +183,12 @@ impl fmt::Display for AttachError {
 impl core::error::Error for AttachError {}
 
 impl AttachError {
+    /// Whether retiring what was detached may give what was missing.
+    pub(super) fn is_no_lane(&self) -> bool {
+        let Self::Engine { cause, .. } = self else { return false };
+        matches!(**cause, attach::AttachError::NoLane)
+    }
+
     /// Whether a patch site may lead to the programs for ever.
     pub(super) fn is_stuck(&self) -> bool {
         let Self::Engine { cause, .. } = self else { return false };

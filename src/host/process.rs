@@ -12,6 +12,7 @@ use super::link::Link;
 use super::program::{Program, Programs};
 use super::shared::Shared;
 use super::state::State;
+use super::threads;
 
 /// This process. There is one, because there is one text.
 pub struct Process {
@@ -123,18 +124,26 @@ impl Process {
             return Err(AttachError::OwnFunction { function: function.to_string() });
         }
         let attachments: Vec<_> = programs.iter().map(Program::as_engine).collect();
-        let attached = self.shared.locked(|state| {
-            if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
-                return Err(AttachError::Unloaded { module: gone.module.name.clone() });
-            }
-            state.operate(&ids, |engine, pokes| {
-                // SAFETY: programs have the right signature (`Program` makes no others) and say
-                // truly what they do to vectors; the engine knows the functions as they were
-                // found; data stays with the link, and then with what is retired, as it does
-                // below if this fails. The rest is the caller's contract.
-                unsafe { engine.attach(&ids, &attachments, pokes) }
+        let attempt = || {
+            self.shared.locked(|state| {
+                if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
+                    return Err(AttachError::Unloaded { module: gone.module.name.clone() });
+                }
+                state.operate(&ids, |engine, pokes| {
+                    // SAFETY: programs have the right signature (`Program` makes no others) and
+                    // say truly what they do to vectors; the engine knows the functions as they
+                    // were found; data stays with the link, and then with what is retired, as
+                    // it does below if this fails. The rest is the caller's contract.
+                    unsafe { engine.attach(&ids, &attachments, pokes) }
+                })
             })
-        });
+        };
+        let mut attached = attempt();
+        if attached.as_ref().is_err_and(AttachError::is_no_lane)
+            && self.shared.synchronize(threads::stack_pointer()).is_ok()
+        {
+            attached = attempt();
+        }
         let keep = programs.into_iter().filter_map(|program| program.keep).collect();
         match attached {
             Ok(lanes) => Ok(Link::new(&self.shared, ids, lanes, keep)),
@@ -160,7 +169,9 @@ impl Process {
     ///
     /// # Errors
     /// [`SynchronizeError`]; then everything that was detached is kept, to be tried again.
+    // Little, so that nothing is left on the stack between its caller and what looks at it.
+    #[inline(never)]
     pub fn synchronize(&self) -> Result<(), SynchronizeError> {
-        self.shared.locked(State::quiesce)
+        self.shared.synchronize(threads::stack_pointer())
     }
 }

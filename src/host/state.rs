@@ -44,6 +44,8 @@ pub(super) struct State {
     pub retired: Vec<Retired>,
     /// What may be dropped now, without the lock: a closure's `drop` may use this library.
     pub done: Vec<Retired>,
+    /// How many threads are dropping such things.
+    pub dropping: usize,
 }
 
 /// What a link leaves behind until no thread is inside.
@@ -71,6 +73,7 @@ impl State {
             vacant_regions: Vec::new(),
             retired: Vec::new(),
             done: Vec::new(),
+            dropping: 0,
         })
     }
 
@@ -249,7 +252,7 @@ impl State {
         ) -> Result<T, attach::AttachError<HostError>>,
     ) -> Result<T, AttachError> {
         let mut pokes = std::vec![Poke::EMPTY; self.engine.pokes_needed(functions)];
-        let mut tried = Tried::default();
+        let mut prepared = false;
         loop {
             let error = match operation(&mut self.engine, &mut pokes) {
                 Ok(result) => return Ok(result),
@@ -267,12 +270,8 @@ impl State {
                         return Err(AttachError::Engine { function: None, cause });
                     }
                 },
-                attach::AttachError::NoLane => {
-                    let first = !core::mem::replace(&mut tried.quiesced, true);
-                    first && self.quiesce().is_ok()
-                }
                 attach::AttachError::NotPrepared { entry }
-                    if !core::mem::replace(&mut tried.prepared, true) =>
+                    if !core::mem::replace(&mut prepared, true) =>
                 {
                     if let Err(attach::AttachError::Text(cause)) = self.prepare(functions) {
                         let function = self.name_at(*entry).unwrap_or_default();
@@ -345,13 +344,6 @@ impl State {
             self.retired.push(Retired { functions: Arc::clone(functions), keep });
         }
     }
-}
-
-/// What an operation has been tried again for.
-#[derive(Default)]
-struct Tried {
-    quiesced: bool,
-    prepared: bool,
 }
 
 /// Positions of this library's own functions: they run whenever a program does.

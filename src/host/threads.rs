@@ -155,12 +155,43 @@ pub fn inspect(
     inspect_then(watched, judge, || ()).map(|(summary, ())| summary)
 }
 
+/// As [`inspect`], with only a part of the calling thread's own stack looked at: from the
+/// address `own_from` on, which is where a caller of this library had it. Below are frames of
+/// this library, which hold addresses of code without returning to it.
+pub(super) fn inspect_callers(
+    own_from: u64,
+    watched: &[Range<u64>],
+    judge: impl Fn(&Seen) -> Verdict,
+) -> Result<Summary, ThreadsError> {
+    inspect_from(own_from, watched, judge, || ()).map(|(summary, ())| summary)
+}
+
+/// Where the calling function's frame ends.
+#[inline(always)]
+pub(super) fn stack_pointer() -> u64 {
+    let stack: u64;
+    // SAFETY: copies a register.
+    unsafe {
+        core::arch::asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags));
+    }
+    stack
+}
+
 /// As [`inspect`], and calls `act` once while the threads are still held, unless one was
 /// refused. What `act` captured is dropped when they have gone on.
 ///
 /// # Errors
 /// See [`ThreadsError`]. Then `act` was not called, and every thread goes on where it was.
 pub fn inspect_then<R>(
+    watched: &[Range<u64>],
+    judge: impl Fn(&Seen) -> Verdict,
+    act: impl FnMut() -> R,
+) -> Result<(Summary, R), ThreadsError> {
+    inspect_from(0, watched, judge, act)
+}
+
+fn inspect_from<R>(
+    own_from: u64,
     watched: &[Range<u64>],
     judge: impl Fn(&Seen) -> Verdict,
     mut act: impl FnMut() -> R,
@@ -176,7 +207,7 @@ pub fn inspect_then<R>(
     let count = thread_count()?;
     if count == 1 {
         // Nobody is left who could start another thread.
-        let mut own = [Known::own()];
+        let mut own = [Known::own(own_from)];
         let summary = judge_all(&mut own, None, watched, &judge)?;
         return Ok((summary, act()));
     }
@@ -189,7 +220,7 @@ pub fn inspect_then<R>(
         let mut known = Vec::with_capacity(capacity + 1);
         let hold = Hold::new(choose_signal()?, capacity)
             .map_err(|errno| ThreadsError::Signal { tid: own_tid(), errno })?;
-        let error = match gather(&hold, &mut known, Instant::now() + patience)? {
+        let error = match gather(&hold, &mut known, own_from, Instant::now() + patience)? {
             Gathered::All => {
                 let summary = judge_all(&mut known, Some(&hold), watched, &judge)?;
                 for (index, thread) in known.iter().enumerate() {

@@ -12,23 +12,24 @@ use crate::host::error::SynchronizeError;
 use crate::host::threads::{self, ThreadsError, Verdict};
 use crate::patch::Poke;
 
-/// How long [`State::quiesce`] waits for a thread that is inside.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 impl State {
     /// Waits until every thread has been seen outside of what was detached, lets the engine
     /// free what is unused, and gives the padding back.
-    pub fn quiesce(&mut self) -> Result<(), SynchronizeError> {
+    ///
+    /// Waits so long at most. Of the calling thread's stack, `own_from` and what is above it is
+    /// looked at.
+    pub fn quiesce(&mut self, own_from: u64, patience: Duration) -> Result<(), SynchronizeError> {
         // If what is loaded cannot be listed, nothing is found to be unloaded, and nothing of
         // it goes.
         let _ = discover::while_loaded(|loaded| self.drop_unloaded(loaded));
         let unloaded = self.unloaded.len();
         let watched = self.watched();
         if !watched.is_empty() {
-            let patience = Instant::now() + PATIENCE;
-            let mut outside = Outside::new().map_err(SynchronizeError::Threads)?;
-            while let Some(tid) = outside.look(&watched).map_err(SynchronizeError::Threads)? {
-                if Instant::now() > patience {
+            let deadline = Instant::now() + patience;
+            let failed = SynchronizeError::Threads;
+            let mut outside = Outside::new(own_from).map_err(failed)?;
+            while let Some(tid) = outside.look(&watched).map_err(failed)? {
+                if Instant::now() > deadline {
                     return Err(SynchronizeError::Inside { tid });
                 }
                 std::thread::sleep(Duration::from_millis(1));
@@ -72,13 +73,17 @@ impl State {
 /// that enters what is attached now. So busy threads need not all be outside at one moment.
 ///
 /// A thread that was started since may have the id of one that has ended. It began outside.
-struct Outside(Cell<Vec<i32>>);
+struct Outside {
+    tids: Cell<Vec<i32>>,
+    own_from: u64,
+}
 
 impl Outside {
-    fn new() -> Result<Self, ThreadsError> {
+    fn new(own_from: u64) -> Result<Self, ThreadsError> {
         // Room for threads that are started meanwhile: while they are held, nothing allocates.
         // One for which there is none has to be seen again.
-        Ok(Self(Cell::new(Vec::with_capacity(threads::thread_count()? * 2 + 64))))
+        let tids = Vec::with_capacity(threads::thread_count()? * 2 + 64);
+        Ok(Self { tids: Cell::new(tids), own_from })
     }
 
     /// Looks at every thread. One that was not yet seen outside of the watched ranges, or
@@ -87,8 +92,8 @@ impl Outside {
         // Nothing but threads' ids leaves the judge: the word that was found on a stack, were
         // it kept on this one, would be found there the next time.
         let inside = Cell::new(None);
-        threads::inspect(watched, |seen| {
-            let mut outside = self.0.take();
+        threads::inspect_callers(self.own_from, watched, |seen| {
+            let mut outside = self.tids.take();
             if !outside.contains(&seen.tid) {
                 if !seen.is_outside() {
                     inside.set(Some(seen.tid));
@@ -96,7 +101,7 @@ impl Outside {
                     outside.push(seen.tid);
                 }
             }
-            self.0.set(outside);
+            self.tids.set(outside);
             Verdict::LEAVE
         })?;
         Ok(inside.get())

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::list::Status;
 use super::signal::Hold;
-use super::{Decision, ThreadName, ThreadsError, list, signal, thread_count};
+use super::{Decision, ThreadName, ThreadsError, list, signal, stack_pointer, thread_count};
 
 /// How long a thread may take to answer, over all holds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,13 +56,10 @@ impl Known {
         Self { tid, standing, decision: Decision::Leave, stack_pointer: 0, stack: 0..0 }
     }
 
-    pub(super) fn own() -> Self {
-        let stack: u64;
-        // SAFETY: copies a register.
-        unsafe {
-            core::arch::asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack, preserves_flags));
-        }
-        Self { stack_pointer: stack, ..Self::new(own_tid(), Standing::Own) }
+    /// The calling thread, whose stack is looked at from here, or from `from` if that is higher.
+    pub(super) fn own(from: u64) -> Self {
+        let stack_pointer = stack_pointer().max(from);
+        Self { stack_pointer, ..Self::new(own_tid(), Standing::Own) }
     }
 }
 
@@ -80,10 +77,11 @@ pub(super) enum Gathered {
     Late(ThreadsError),
 }
 
-/// Holds every other thread, by `deadline`.
+/// Holds every other thread, by `deadline`. The calling one's stack is looked at from `own_from`.
 pub(super) fn gather(
     hold: &Hold,
     known: &mut Vec<Known>,
+    own_from: u64,
     deadline: Instant,
 ) -> Result<Gathered, ThreadsError> {
     let own = own_tid();
@@ -124,7 +122,7 @@ pub(super) fn gather(
         // All that were listed are held, and the kernel counts no more: a list that was cut
         // short by a thread ending is found out here.
         if settled + 1 == listed && thread_count()? == listed {
-            known.push(Known::own());
+            known.push(Known::own(own_from));
             return Ok(Gathered::All);
         }
         if let Some((tid, errno)) = refused
