@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
-use fentry::host::Program;
+use fentry::host::{Process, Program};
 
 use crate::fleet::{
     FUNCTIONS, Finally, Fleet, Function, MARK, Marked, alone, counter_of, under_load, wrong_results,
@@ -248,4 +248,47 @@ fn a_closure_is_dropped_when_no_thread_is_in_it() {
     fleet.process.synchronize().expect("no thread is inside");
     assert!(waiting.dropped.load(Ordering::SeqCst), "not dropped when all threads are outside");
     assert!(!waiting.too_late.load(Ordering::SeqCst), "dropped under the program's feet");
+}
+
+/// Is captured by a program; its drop takes until it is told, and synchronises meanwhile.
+struct Lingering {
+    process: &'static Process,
+    waiting: Arc<Waiting>,
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.waiting.entered.store(true, Ordering::SeqCst);
+        while !self.waiting.may_leave.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        self.process.synchronize().expect("nothing is inside");
+        self.waiting.dropped.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn synchronising_waits_for_closures_that_another_thread_drops() {
+    let _alone = alone();
+    let fleet = Fleet::load("lingers", PADDED);
+    let waiting = Arc::new(Waiting::default());
+    let lingering = Lingering { process: fleet.process, waiting: Arc::clone(&waiting) };
+    let program = Program::new(move |_, _| {
+        let _ = &lingering;
+    });
+    fleet.attach(&fleet.selection, program).detach().expect("an attached link detaches");
+    thread::scope(|scope| {
+        let _leave = Finally(|| waiting.may_leave.store(true, Ordering::SeqCst));
+        scope.spawn(|| fleet.process.synchronize().expect("nothing is inside"));
+        while !waiting.entered.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        scope.spawn(|| {
+            // While the other one waits for it, most likely.
+            thread::sleep(core::time::Duration::from_millis(30));
+            waiting.may_leave.store(true, Ordering::SeqCst);
+        });
+        fleet.process.synchronize().expect("nothing is inside");
+        assert!(waiting.dropped.load(Ordering::SeqCst), "a closure is still being dropped");
+    });
 }
