@@ -167,6 +167,9 @@ impl Process {
     /// detached closures hold on to something, or before unloading a library that programs are
     /// in. It also runs by itself when an attachment needs room that only retiring can give.
     ///
+    /// It waits for other threads that are dropping such closures. So a closure whose `drop`
+    /// waits for a thread that synchronizes waits for ever.
+    ///
     /// # Errors
     /// [`SynchronizeError`]; then everything that was detached is kept, to be tried again.
     // Little, so that nothing is left on the stack between its caller and what looks at it.
