@@ -152,7 +152,7 @@ fn functions_of(process: &Process, library: &Library) -> Result<Functions, Strin
 
 /// A guest's functions, called and counted by one thread.
 struct Host<'a> {
-    library: &'a Library,
+    hooked: &'a Library,
     /// For each function of the selection, its index in the library.
     indexes: Vec<usize>,
     counts: Arc<Vec<AtomicU64>>,
@@ -166,12 +166,12 @@ impl<'a> Host<'a> {
         };
         let indexes: Vec<_> = functions.iter().map(|f| index(f.entry().get())).collect();
         let counts = Arc::new(indexes.iter().map(|_| AtomicU64::new(0)).collect());
-        Self { library, indexes, counts }
+        Self { hooked: library, indexes, counts }
     }
 
     /// Calls every function as often as [`calls`] says, so many times over.
     fn drive(&self, times: u64, random: &mut Random) {
-        for (index, target) in self.library.targets.iter().enumerate() {
+        for (index, target) in self.hooked.targets.iter().enumerate() {
             for _ in 0..times * calls(index) {
                 // SAFETY: the library is loaded.
                 if !unsafe { target.call(random.next(), random.next()) } {
@@ -199,12 +199,12 @@ impl<'a> Host<'a> {
 
     /// How often a drive calls this function, counting what other functions call.
     fn counted(&self, index: usize) -> u64 {
-        let group = index..(index + FORMS.len()).min(self.library.targets.len());
+        let group = index..(index + FORMS.len()).min(self.hooked.targets.len());
         if !index.is_multiple_of(FORMS.len()) {
             return calls(index);
         }
         let calls_it =
-            |other: &usize| *other == index || self.library.targets[*other].form.calls_first();
+            |other: &usize| *other == index || self.hooked.targets[*other].form.calls_first();
         group.filter(calls_it).map(calls).sum()
     }
 

@@ -64,8 +64,7 @@ impl<E: Embedder> Engine<E> {
 
     /// Remembers what a batch that did not land may have left behind. A core may have entered
     /// a new image before its site was taken back, and may still be about to read a slot or a
-    /// cookie there. So slots keep their index, for good, and lanes are taken until
-    /// quiescence. Where a site is `stuck`, it may lead to its image for ever.
+    /// cookie there. So slots keep their index and lanes are taken until quiescence. Where a site is `stuck`, it may lead to its image for ever.
     fn take_back(&mut self, functions: &[FunctionId], stuck: bool) {
         self.settle_records(
             functions,

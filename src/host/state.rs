@@ -142,20 +142,25 @@ impl State {
     /// No thread is in code that was emitted for them, or has its address on its stack.
     unsafe fn forget_unloaded(&mut self, count: usize) {
         let later = self.unloaded.split_off(count.min(self.unloaded.len()));
-        for known in core::mem::replace(&mut self.unloaded, later) {
-            if known.ids.iter().any(|&id| self.engine.is_attached(id)) {
-                // A link names these functions still, against the contract of `attach`: what it
-                // would detach must not become another module's.
-                self.unloaded.push(known);
-                continue;
-            }
+        let gone = core::mem::replace(&mut self.unloaded, later);
+        // A link that names such functions still, against the contract of `attach`, keeps them:
+        // what it would detach must not become another module's.
+        let attached =
+            |known: &Arc<KnownModule>| known.ids.iter().any(|&id| self.engine.is_attached(id));
+        let (kept, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(attached);
+        self.unloaded.extend(kept);
+        if gone.is_empty() {
+            return;
+        }
+        for known in &gone {
             // SAFETY: the text is gone, and all is quiescent (contract).
-            unsafe {
-                self.engine.forget(&known.ids);
-                // With their functions gone, their sets have no users.
-                self.engine.quiesced();
-                self.engine.forget_region(known.region);
-            }
+            unsafe { self.engine.forget(&known.ids) };
+        }
+        // SAFETY: as above. With their functions gone, their sets have no users.
+        unsafe { self.engine.quiesced() };
+        for known in gone {
+            // SAFETY: its functions were forgotten above.
+            unsafe { self.engine.forget_region(known.region) };
             let parts = self.engine.parts_mut();
             for arena in parts.images.take(known.region) {
                 if parts.text.remove(&arena.range()).is_ok() {
