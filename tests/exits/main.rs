@@ -4,7 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fentry::host::{
@@ -82,7 +82,7 @@ impl Log {
     }
 
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        core::mem::take(&mut self.0.lock().unwrap())
     }
 
     fn entry(&self, what: &'static str) -> Program {
@@ -237,7 +237,7 @@ fn a_replacement_runs_instead_and_can_call_the_origin() {
     extern "C" fn doubled(value: i32) -> i32 {
         let origin = ORIGIN.load(Ordering::Relaxed) as usize as *const ();
         // SAFETY: the origin of a function of this type.
-        let origin: extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(origin) };
+        let origin: extern "C" fn(i32) -> i32 = unsafe { core::mem::transmute(origin) };
         2 * origin(value)
     }
     Loaded::each(|loaded| {
