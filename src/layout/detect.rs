@@ -1,0 +1,203 @@
+//! From the bytes around an entry to what they are.
+
+use super::aarch64::{self, INSTRUCTION};
+use super::x86_64::SITE_LEN;
+use super::{Arch, CallDepth, Config, FineIbt, LandingPad, Part, What};
+use crate::addr::Entry;
+
+/// `nop`, one byte, of which compilers make padding and gcc makes patch sites.
+const NOP: u8 = 0x90;
+
+/// One instruction of five bytes that is a patch site: of `-mfentry -mnop-mcount` and Linux, of
+/// LLVM, and of this library. Nothing else at an entry was seen to begin so; nops that align a
+/// loop, or hold the place of an alternative, have other lengths or bytes.
+const SITES: [[u8; SITE_LEN as usize]; 3] = [
+    [0x0f, 0x1f, 0x44, 0x00, 0x00],
+    [0x0f, 0x1f, 0x44, 0x00, 0x08],
+    [0x66, 0x66, 0x66, 0x66, 0x90],
+];
+
+/// gcc's patch site.
+const ONE_BYTE_NOPS: [u8; SITE_LEN as usize] = [NOP; SITE_LEN as usize];
+
+/// Bytes before the entry and from the entry on.
+#[derive(Clone, Copy)]
+struct Window<'a> {
+    before: &'a [u8],
+    at: &'a [u8],
+}
+
+impl Window<'_> {
+    /// The byte `place` bytes from the entry.
+    fn byte(&self, place: i32) -> Option<u8> {
+        let distance = place.unsigned_abs() as usize;
+        match place {
+            0.. => self.at.get(distance).copied(),
+            _ => self.before.get(self.before.len().checked_sub(distance)?).copied(),
+        }
+    }
+
+    /// Whether `part` stands where it says.
+    fn has(&self, part: &Part) -> bool {
+        let size = usize::from(part.what.size());
+        part.what.forms().chunks(size.max(1)).any(|form| {
+            (part.at..)
+                .zip(form)
+                .all(|(place, byte)| self.byte(place).is_some_and(|found| byte.admits(found)))
+        })
+    }
+
+    /// The bytes from the entry on, without the first `skip`.
+    fn from(&self, skip: u16) -> &[u8] {
+        self.at.get(usize::from(skip)..).unwrap_or_default()
+    }
+
+    /// How many nops of one byte stand right before the entry.
+    fn run(&self) -> usize {
+        self.before.iter().rev().take_while(|&&byte| byte == NOP).count()
+    }
+}
+
+impl Config {
+    /// Whether the bytes `before` an entry, the last of which is the one right before it, and
+    /// those from the entry on, can be those of such a function as it was compiled and as the
+    /// kernel made it at boot: with nothing in the slot and a nop for a patch site.
+    ///
+    /// The kind of nop is not looked at beyond that: five bytes of any known patch site do, and
+    /// otherwise nops of one byte (x86-64) or one word (arm64).
+    #[must_use]
+    pub fn stands(&self, before: &[u8], at: &[u8]) -> bool {
+        let window = Window { before, at };
+        let Ok(parts) = self.parts() else { return false };
+        let nop = |place: i32| match self.arch() {
+            Arch::X86_64 => NOP,
+            // Padding is whole words, so the places count from the entry.
+            Arch::Aarch64 => aarch64::NOP[place.rem_euclid(4) as usize % 4],
+        };
+        let is_nop = |place| window.byte(place) == Some(nop(place));
+        let free = |place: &i32| parts.is_free(*place, *place + 1);
+        let Ok(begin) = i32::try_from(self.before_entry()) else { return false };
+        (-begin..0).filter(free).all(is_nop)
+            && parts.as_slice().iter().all(|part| match part.what {
+                What::Site(len) => {
+                    let known = len == SITE_LEN
+                        && SITES.iter().any(|site| window.from(part.at as u16).starts_with(site));
+                    known || (part.at..part.end()).all(is_nop)
+                }
+                _ => window.has(part),
+            })
+    }
+}
+
+/// What can stand before an x86-64 entry that says by itself what it is; of two that begin alike
+/// the longer one is first.
+const PREFIXES: [Config; 16] = [
+    Config::X86_64.with_padding(59).with_kcfi(16),
+    Config::X86_64.with_padding(59).with_kcfi(16).with_call_depth(CallDepth::Relative),
+    Config::X86_64.with_padding(59).with_kcfi(16).with_call_depth(CallDepth::Absolute),
+    Config::X86_64.with_padding(27).with_kcfi(16),
+    Config::X86_64.with_padding(27).with_kcfi(16).with_call_depth(CallDepth::Relative),
+    Config::X86_64.with_padding(27).with_kcfi(16).with_call_depth(CallDepth::Absolute),
+    Config::X86_64.with_padding(16).with_kcfi(16),
+    KCFI_16,
+    KCFI_16.with_call_depth(CallDepth::Relative),
+    KCFI_16.with_call_depth(CallDepth::Absolute),
+    Config::X86_64.with_kcfi(16),
+    Config::X86_64.with_padding(64),
+    Config::X86_64.with_padding(32),
+    Config::X86_64.with_padding(16).with_call_depth(CallDepth::Relative),
+    Config::X86_64.with_padding(16).with_call_depth(CallDepth::Absolute),
+    Config::X86_64.with_padding(16),
+];
+
+/// FineIBT: paddings of the kCFI that it replaces, at alignments of 64, 32 and 16 bytes.
+const FINEIBT_PADDINGS: [u16; 3] = [59, 27, 11];
+
+/// Linux's kCFI at 16 bytes.
+const KCFI_16: Config = Config::X86_64.with_padding(11).with_kcfi(16);
+
+/// Names what stands around the function at `entry`: `before` it, the last byte being the one
+/// right before it, and from the entry on. 64 bytes before and 25 from the entry on are enough;
+/// with fewer, less is named. `None` says that it is nothing known.
+///
+/// What is named is there, and is [`Config::as_seen`] of what was asked for. Bytes cannot say
+/// more than they are, so these are left to the caller, who knows the compiler's record of patch
+/// sites (`__patchable_function_entries`, `__mcount_loc`) or its options:
+///
+/// * A function may begin with a nop of five bytes for another reason, as a jump label in Linux.
+/// * A slot that holds an index is the same as kCFI with 11 bytes of padding. Detect before
+///   anything is written there.
+/// * Where nobody filled up before a kCFI hash, it can be the end of the function before. With 11
+///   bytes of padding it is a hash where the entry is aligned to 16, which it is not with 11 bytes
+///   and no hash in functions that are aligned; elsewhere nothing is named.
+/// * Five nops of one byte are named where a landing pad or padding says that they are a patch
+///   site; by themselves they can be an alternative.
+/// * On arm64 nops before the entry may align it, and are not named; a single one at an entry
+///   without `bti c` is not either.
+#[must_use]
+pub fn detect(arch: Arch, entry: Entry, before: &[u8], at: &[u8]) -> Option<Config> {
+    let window = Window { before, at };
+    match arch {
+        Arch::X86_64 => detect_x86_64(entry, &window),
+        Arch::Aarch64 => detect_aarch64(&window),
+    }
+}
+
+/// The landing pad at the entry, of those that can be there.
+fn landing_pad(window: &Window<'_>, pads: &[LandingPad]) -> LandingPad {
+    let stands = |pad: &&LandingPad| window.has(&Part { at: 0, what: What::LandingPad(**pad) });
+    pads.iter().find(stands).copied().unwrap_or(LandingPad::None)
+}
+
+fn detect_x86_64(entry: Entry, window: &Window<'_>) -> Option<Config> {
+    let fineibt = FineIbt::ALL.iter().flat_map(|preamble| {
+        let of = |padding| Config::X86_64.with_padding(padding).with_kcfi(16);
+        FINEIBT_PADDINGS.iter().map(move |&padding| of(padding).with_fineibt(preamble))
+    });
+    let aligned = entry.get().is_multiple_of(16);
+    let prefix = fineibt
+        .chain(PREFIXES)
+        .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
+        .find(|prefix| prefix.stands(window.before, window.at));
+    let pad = match prefix {
+        // The end of the preamble is where the landing pad was.
+        Some(prefix) if prefix.fineibt().is_some() => LandingPad::Endbr64,
+        _ => landing_pad(window, &[LandingPad::Endbr64, LandingPad::Sealed]),
+    };
+    let at_site = window.from(pad.size());
+    let instruction = SITES.iter().any(|site| at_site.starts_with(site));
+    // More of them are something else, for which room was left.
+    let one_byte = at_site.starts_with(&ONE_BYTE_NOPS)
+        && at_site.get(ONE_BYTE_NOPS.len()).is_some_and(|&next| next != NOP);
+    let config = match (prefix, window.run()) {
+        (Some(prefix), _) => prefix,
+        (None, _) if KCFI_16.stands(window.before, window.at) => return None,
+        // The first one can be the end of `66 90`, by which what is before is aligned.
+        (None, 11 | 12) if instruction || one_byte => Config::X86_64.with_padding(11),
+        (None, 0 | 1) if instruction || one_byte && pad == LandingPad::Endbr64 => Config::X86_64,
+        (None, _) => return None,
+    };
+    let site = if instruction || one_byte { SITE_LEN } else { 0 };
+    Some(config.with_landing_pad(pad).with_site(site).as_seen())
+}
+
+fn detect_aarch64(window: &Window<'_>) -> Option<Config> {
+    let pad = landing_pad(window, &[LandingPad::BtiC]);
+    let words = window.from(pad.size()).chunks_exact(usize::from(INSTRUCTION));
+    let nops = words.clone().take_while(|&word| word == aarch64::NOP).count();
+    let site = match (nops, pad) {
+        (1, LandingPad::None) => return None,
+        (1..=4, _) => nops as u16 * INSTRUCTION,
+        _ => return None,
+    };
+    let config = Config::AARCH64.with_landing_pad(pad).with_site(site);
+    let literal = Part { at: -8, what: What::OpsLiteral };
+    let aligned = window.byte(literal.at).is_some_and(|low| low & 7 == 0);
+    let config = if aligned && window.has(&literal) {
+        config.with_padding(literal.what.size()).with_ops_literal()
+    } else {
+        config
+    };
+    let sign = Part { at: i32::from(pad.size() + site), what: What::SignReturn };
+    Some(if window.has(&sign) { config.with_sign_return() } else { config })
+}

@@ -1,0 +1,208 @@
+//! The detector on bytes that are made from the values.
+
+use fentry::addr::Entry;
+use fentry::layout::named::NAMED;
+use fentry::layout::{Arch, Byte, Config, FineIbt, Kcfi, LandingPad, What, aarch64, detect};
+
+use crate::support::Random;
+
+/// Patch sites of five bytes that are one instruction, and gcc's.
+const SITES: [[u8; 5]; 4] = [
+    [0x0f, 0x1f, 0x44, 0x00, 0x00],
+    [0x0f, 0x1f, 0x44, 0x00, 0x08],
+    [0x66, 0x66, 0x66, 0x66, 0x90],
+    [0x90; 5],
+];
+
+/// An entry that is `config`, with `site` for a patch site and chance for what is not said:
+/// 64 bytes or more before it, and those from it on.
+pub fn bytes_of(config: &Config, site: [u8; 5], random: &mut Random) -> (Vec<u8>, Vec<u8>) {
+    let mut anything = |_| random.next() as u8;
+    let mut before: Vec<u8> = (0..96).map(&mut anything).collect();
+    let mut at: Vec<u8> = (0..32).map(&mut anything).collect();
+    let begin = config.before_entry() as usize;
+    // What another function ends with: `ret`, and no nop.
+    let end = before.len() - begin;
+    before[end - 1] = 0xc3;
+    for (i, byte) in before[end..].iter_mut().enumerate() {
+        *byte = match config.arch() {
+            Arch::X86_64 => 0x90,
+            _ => aarch64::NOP[i % 4],
+        };
+    }
+    let mut last = 0;
+    for part in config.parts().unwrap().as_slice() {
+        let forms = part.what.forms();
+        let size = usize::from(part.what.size());
+        let form = if forms.is_empty() { 0 } else { random.below(forms.len() / size) * size };
+        for (i, place) in (part.at..part.end()).enumerate() {
+            let byte = match (part.what, forms.get(form + i)) {
+                (What::Site(_), _) if config.arch() == Arch::X86_64 => site[i],
+                (What::Site(_), _) => aarch64::NOP[i % 4],
+                (_, Some(Byte::Is(byte))) => *byte,
+                (_, Some(Byte::MovImm32)) => 0xb8 | random.next() as u8 & 7,
+                // Of a literal: a pointer is aligned to 8.
+                (What::OpsLiteral, _) if i == 0 => random.next() as u8 & !7,
+                _ => random.next() as u8,
+            };
+            match place {
+                0.. => at[place as usize] = byte,
+                _ => {
+                    let place = before.len() - place.unsigned_abs() as usize;
+                    before[place] = byte;
+                }
+            }
+        }
+        last = last.max(part.end().max(0) as usize);
+    }
+    // What the function begins with: `push rbp`, or a store of two registers.
+    let body: &[u8] = match config.arch() {
+        Arch::X86_64 => &[0x55, 0x48, 0x89, 0xe5],
+        _ => &[0xfd, 0x7b, 0xbf, 0xa9],
+    };
+    at[last..last + 4].copy_from_slice(body);
+    (before, at)
+}
+
+/// Where such a function is, if what is aligned is the first byte that is the function's.
+fn entry_of(config: &Config) -> Entry {
+    Entry::new(0x40_1000 + u64::from(config.before_entry()))
+}
+
+/// Whether 11 bytes of padding stand behind what could be a kCFI hash but is none that shows.
+fn could_be_a_hash(config: &Config, before: &[u8]) -> bool {
+    let plain = config.as_seen().kcfi() == Kcfi::Off && config.as_seen().padding() == 11;
+    config.arch() == Arch::X86_64 && plain && before[before.len() - 16] & 0xf8 == 0xb8
+}
+
+/// Whether `config` says by its bytes what it is; the detector's documentation tells why the
+/// others do not.
+fn shows(config: &Config, site: [u8; 5]) -> bool {
+    let seen = config.as_seen();
+    match config.arch() {
+        Arch::X86_64 => {
+            let strong = seen.kcfi() == Kcfi::Hash || seen.padding() >= 16;
+            let pad = seen.landing_pad() == LandingPad::Endbr64;
+            let weak = matches!(seen.padding(), 0 | 11) && seen.site() == 5;
+            let one_byte = site == [0x90; 5];
+            strong || weak && (!one_byte || pad || seen.padding() == 11)
+        }
+        _ => match seen.landing_pad() {
+            LandingPad::None => (8..=16).contains(&seen.site()),
+            _ => (4..=16).contains(&seen.site()),
+        },
+    }
+}
+
+#[test]
+fn what_is_named_is_found_in_the_bytes_that_it_makes() {
+    let mut random = Random::new(1);
+    let (mut found, mut hidden) = (0, 0);
+    for named in NAMED {
+        for config in [named.config, named.config.with_landing_pad(LandingPad::None)] {
+            for site in SITES {
+                for _ in 0..50 {
+                    let (before, at) = bytes_of(&config, site, &mut random);
+                    assert!(config.stands(&before, &at), "{}: {before:02x?} {at:02x?}", named.name);
+                    let detected = detect(config.arch(), entry_of(&config), &before, &at);
+                    if could_be_a_hash(&config, &before) {
+                        assert_eq!(detected, None, "{}", named.name);
+                        hidden += 1;
+                    } else if shows(&config, site) {
+                        // A preamble at the entry has the place of the landing pad there.
+                        let expected = match config.fineibt() {
+                            Some(_) => config.with_landing_pad(LandingPad::Endbr64),
+                            None => config,
+                        };
+                        assert_eq!(detected, Some(expected.as_seen()), "{}", named.name);
+                        found += 1;
+                    } else {
+                        assert_eq!(detected, None, "{}: {before:02x?} {at:02x?}", named.name);
+                        hidden += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(found > 10_000, "{found} found, {hidden} hidden");
+}
+
+#[test]
+fn a_changed_byte_changes_the_name_or_is_not_part_of_it() {
+    let mut random = Random::new(2);
+    for named in NAMED {
+        for _ in 0..20 {
+            let (before, at) = bytes_of(&named.config, SITES[0], &mut random);
+            let Some(was) = detect(named.config.arch(), entry_of(&named.config), &before, &at)
+            else {
+                continue;
+            };
+            let begin = was.before_entry() as usize;
+            for i in 0..begin + at.len() {
+                let (mut before, mut at) = (before.clone(), at.clone());
+                let place = before.len() - begin + i;
+                let byte = if i < begin { &mut before[place] } else { &mut at[i - begin] };
+                *byte ^= 1 << random.below(8);
+                if let Some(now) =
+                    detect(named.config.arch(), entry_of(&named.config), &before, &at)
+                {
+                    assert!(now.stands(&before, &at), "{now:?}: {before:02x?} {at:02x?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_generations_of_fineibt_are_told_apart() {
+    let mut random = Random::new(3);
+    for one in FineIbt::ALL {
+        let config = Config::X86_64.with_padding(11).with_kcfi(16).with_fineibt(one);
+        for _ in 0..100 {
+            let (before, at) = bytes_of(&config, SITES[0], &mut random);
+            let stand = FineIbt::ALL.iter().filter(|other| {
+                let other = Config::X86_64.with_padding(11).with_kcfi(16).with_fineibt(other);
+                other.stands(&before, &at)
+            });
+            assert_eq!(stand.count(), 1, "{}", one.name());
+        }
+    }
+}
+
+#[test]
+fn few_bytes_are_no_entry() {
+    for arch in [Arch::X86_64, Arch::Aarch64] {
+        let entry = Entry::new(0x1000);
+        assert_eq!(detect(arch, entry, &[], &[]), None);
+        assert_eq!(detect(arch, entry, &[0x90; 15], &[0xc3]), None);
+    }
+    // The start of a section: nothing is before it.
+    let site = [0x0f, 0x1f, 0x44, 0, 0, 0xc3];
+    assert_eq!(
+        detect(Arch::X86_64, Entry::new(0x1000), &[], &site),
+        Some(Config::X86_64.with_site(5))
+    );
+}
+
+/// Entries of Debian's Linux 7.2.13 that are no patch sites, though they begin with nops.
+#[test]
+fn alternatives_are_no_patch_sites() {
+    // `int80_emulation`, `ret_from_fork_asm`, `__get_user_nocheck_1`, `ftrace_stub`,
+    // `__stack_chk_fail`, `stpcpy`: their first bytes, and whether 16 nops are before them.
+    let entries: [(&[u8], bool); 6] = [
+        (&[0x90, 0x90, 0x90, 0x90, 0x90, 0xe9, 0x46, 0x5a], false),
+        (&[0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x48], false),
+        (&[0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x0f, 0xb6], true),
+        (&[0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90], true),
+        (&[0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x48], true),
+        (&[0xf3, 0x0f, 0x1e, 0xfa, 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00], true),
+    ];
+    for (at, padded) in entries {
+        let before: &[u8] = if padded { &[0x90; 16] } else { &[0x0f, 0x1f, 0x40, 0x00] };
+        let found = detect(Arch::X86_64, Entry::new(0x1000), before, at);
+        assert_eq!(
+            found.map(|config| (config.padding(), config.site())),
+            padded.then_some((16, 0))
+        );
+    }
+}
