@@ -89,29 +89,27 @@ impl Config {
     }
 }
 
-/// What can stand before an x86-64 entry that says by itself what it is; of two that begin alike
-/// the longer one is first.
-const PREFIXES: [Config; 16] = [
-    Config::X86_64.with_padding(59).with_kcfi(16),
-    Config::X86_64.with_padding(59).with_kcfi(16).with_call_depth(CallDepth::Relative),
-    Config::X86_64.with_padding(59).with_kcfi(16).with_call_depth(CallDepth::Absolute),
-    Config::X86_64.with_padding(27).with_kcfi(16),
-    Config::X86_64.with_padding(27).with_kcfi(16).with_call_depth(CallDepth::Relative),
-    Config::X86_64.with_padding(27).with_kcfi(16).with_call_depth(CallDepth::Absolute),
-    Config::X86_64.with_padding(16).with_kcfi(16),
-    KCFI_16,
-    KCFI_16.with_call_depth(CallDepth::Relative),
-    KCFI_16.with_call_depth(CallDepth::Absolute),
-    Config::X86_64.with_kcfi(16),
-    Config::X86_64.with_padding(64),
-    Config::X86_64.with_padding(32),
-    Config::X86_64.with_padding(16).with_call_depth(CallDepth::Relative),
-    Config::X86_64.with_padding(16).with_call_depth(CallDepth::Absolute),
-    Config::X86_64.with_padding(16),
-];
+/// Bytes of padding that are named on x86-64, larger ones first. 11 and none say little, and
+/// are named where something else is there, too.
+const PADDINGS: [u16; 7] = [64, 59, 32, 27, 16, 11, 0];
 
-/// FineIBT: paddings of the kCFI that it replaces, at alignments of 64, 32 and 16 bytes.
+/// Paddings in which FineIBT is: those of Linux's kCFI, at 64, 32 and 16 bytes.
 const FINEIBT_PADDINGS: [u16; 3] = [59, 27, 11];
+
+const THUNKS: [CallDepth; 2] = [CallDepth::Relative, CallDepth::Absolute];
+
+/// All that can stand before an x86-64 entry and says what it is; of two that end alike the
+/// longer one is first.
+fn prefixes() -> impl Iterator<Item = Config> {
+    let padded = PADDINGS.into_iter().map(|padding| Config::X86_64.with_padding(padding));
+    let hashed = padded.clone().map(|config| config.with_kcfi(16));
+    let thunk = |config: Config| THUNKS.into_iter().map(move |thunk| config.with_call_depth(thunk));
+    let fineibt = FineIbt::ALL.iter().flat_map(|preamble| {
+        let of = |padding| Config::X86_64.with_padding(padding).with_kcfi(16);
+        FINEIBT_PADDINGS.iter().map(move |&padding| of(padding).with_fineibt(preamble))
+    });
+    fineibt.chain(hashed.clone()).chain(hashed.flat_map(thunk)).chain(padded.flat_map(thunk))
+}
 
 /// Linux's kCFI at 16 bytes.
 const KCFI_16: Config = Config::X86_64.with_padding(11).with_kcfi(16);
@@ -150,13 +148,8 @@ fn landing_pad(window: &Window<'_>, pads: &[LandingPad]) -> LandingPad {
 }
 
 fn detect_x86_64(entry: Entry, window: &Window<'_>) -> Option<Config> {
-    let fineibt = FineIbt::ALL.iter().flat_map(|preamble| {
-        let of = |padding| Config::X86_64.with_padding(padding).with_kcfi(16);
-        FINEIBT_PADDINGS.iter().map(move |&padding| of(padding).with_fineibt(preamble))
-    });
     let aligned = entry.get().is_multiple_of(16);
-    let prefix = fineibt
-        .chain(PREFIXES)
+    let prefix = prefixes()
         .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
         .find(|prefix| prefix.stands(window.before, window.at));
     let pad = match prefix {
@@ -169,15 +162,19 @@ fn detect_x86_64(entry: Entry, window: &Window<'_>) -> Option<Config> {
     // More of them are something else, for which room was left.
     let one_byte = at_site.starts_with(&ONE_BYTE_NOPS)
         && at_site.get(ONE_BYTE_NOPS.len()).is_some_and(|&next| next != NOP);
-    let config = match (prefix, window.run()) {
-        (Some(prefix), _) => prefix,
-        (None, _) if KCFI_16.stands(window.before, window.at) => return None,
-        // The first one can be the end of `66 90`, by which what is before is aligned.
-        (None, 11 | 12) if instruction || one_byte => Config::X86_64.with_padding(11),
-        (None, 0 | 1) if instruction || one_byte && pad == LandingPad::Endbr64 => Config::X86_64,
-        (None, _) => return None,
-    };
     let site = if instruction || one_byte { SITE_LEN } else { 0 };
+    let run = window.run();
+    // The first one can be the end of `66 90`, by which what is before is aligned.
+    let padding = PADDINGS.into_iter().find(|&padding| run.wrapping_sub(padding.into()) <= 1);
+    let config = match (prefix, padding) {
+        (Some(prefix), _) => prefix,
+        (None, Some(11)) if site == 0 || KCFI_16.stands(window.before, window.at) => return None,
+        (None, Some(0)) if !instruction && !(one_byte && pad == LandingPad::Endbr64) => {
+            return None;
+        }
+        (None, Some(padding)) => Config::X86_64.with_padding(padding),
+        (None, None) => return None,
+    };
     Some(config.with_landing_pad(pad).with_site(site).as_seen())
 }
 

@@ -42,5 +42,5 @@ pub use entry::{EntryLayout, LayoutSpec};
 pub use error::LayoutError;
 pub use fineibt::FineIbt;
 pub use kernel::{Kernel, KernelError};
-pub use options::{Compiler, Options, OptionsError};
+pub use options::{Compiler, Function, Options, OptionsError};
 pub use part::{LandingPad, Part, Parts, SlotKind, What};

@@ -18,11 +18,11 @@ pub enum Compiler {
 ///
 /// ```
 /// use fentry::layout::x86_64::IBT;
-/// use fentry::layout::{Arch, Compiler, Options};
+/// use fentry::layout::{Arch, Compiler, Function, Options};
 ///
 /// let flags = ["-O2", "-fpatchable-function-entry=21,16", "-fcf-protection=branch"];
 /// let options = Options::parse(Arch::X86_64, Compiler::Gcc, flags)?;
-/// assert_eq!(options.config()?.layout().unwrap(), IBT);
+/// assert_eq!(options.config(Function::ANY)?.layout(), Ok(IBT));
 /// # Ok::<(), fentry::layout::OptionsError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,20 @@ pub struct Options {
     pub kcfi: bool,
     /// `-Os` or `-Oz`: LLVM does not fill up before a kCFI hash.
     pub small: bool,
+}
+
+/// What decides beside the options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// It is local and nobody takes its address.
+    pub called_directly: bool,
+    /// It calls nothing, and so does not save its return address.
+    pub leaf: bool,
+}
+
+impl Function {
+    /// A function that can be called from anywhere, and calls others.
+    pub const ANY: Self = Self { called_directly: false, leaf: false };
 }
 
 /// Why options do not say what stands around an entry.
@@ -208,13 +222,11 @@ impl Options {
         Ok(())
     }
 
-    /// What a function is that was compiled so, is not local or has its address taken, and on
-    /// arm64 saves its return address; the others are [`Config::called_directly`], and without
-    /// `paciasp`.
+    /// What `function` is, compiled so.
     ///
     /// # Errors
     /// [`OptionsError`] says which options do not go together.
-    pub const fn config(&self) -> Result<Config, OptionsError> {
+    pub const fn config(&self, function: Function) -> Result<Config, OptionsError> {
         let (unit, pad) = match self.arch {
             Arch::X86_64 => (1, LandingPad::Endbr64),
             Arch::Aarch64 => (super::aarch64::INSTRUCTION, LandingPad::BtiC),
@@ -248,16 +260,25 @@ impl Options {
             Arch::Aarch64 => Config::AARCH64,
         };
         config = config.with_padding(padding).with_site(site);
-        if self.landing_pads {
-            config = config.with_landing_pad(pad);
-        }
         if self.kcfi {
             if gcc {
                 return Err(OptionsError::NotKnown { option: "-fsanitize=kcfi" });
             }
             config = config.with_kcfi(if self.small { 1 } else { 16 });
         }
-        if self.sign_return {
+        if function.called_directly {
+            config = config.called_directly();
+        }
+        let signs = self.sign_return && !function.leaf;
+        // `paciasp` is a landing pad, too, and is the only one where it is the first instruction
+        // (gcc) or the function has no nops (LLVM). On arm64 LLVM leaves none away: a linker may
+        // reach any function by an indirect branch.
+        let signed_first = signs && if gcc { site == 0 } else { self.nops == 0 };
+        let reached = !function.called_directly || !gcc && !x86_64;
+        if self.landing_pads && reached && !signed_first {
+            config = config.with_landing_pad(pad);
+        }
+        if signs {
             config = config.with_sign_return();
         }
         Ok(config)

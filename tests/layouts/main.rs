@@ -3,11 +3,13 @@
 //!
 //! * [`model`] has a twin of the arithmetic that colours bytes one by one.
 //! * [`drawn`] draws `src/layout/named.md`; with `UPDATE_LAYOUTS=1` it writes the file.
+//! * [`compiled`] compiles one file over and over, and looks at what came of it.
 //! * [`detected`] asks the detector about bytes that are made from the values, and damaged.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod compiled;
 mod detected;
 mod drawn;
 mod model;
