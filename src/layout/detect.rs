@@ -17,17 +17,22 @@ const SITES: [[u8; SITE_LEN as usize]; 3] = [
     [0x66, 0x66, 0x66, 0x66, 0x90],
 ];
 
-/// gcc's patch site.
-const ONE_BYTE_NOPS: [u8; SITE_LEN as usize] = [NOP; SITE_LEN as usize];
-
-/// Bytes before the entry and from the entry on.
-#[derive(Clone, Copy)]
-struct Window<'a> {
-    before: &'a [u8],
-    at: &'a [u8],
+/// What is known of a function that is to be named.
+#[derive(Clone, Copy, Debug)]
+pub struct Around<'a> {
+    /// Where it is called.
+    pub entry: Entry,
+    /// The bytes before the entry, of which the last is the one right before it. 64 are enough;
+    /// with fewer, less is named.
+    pub before: &'a [u8],
+    /// The bytes from the entry on. 25 are enough.
+    pub at: &'a [u8],
+    /// Whether the compiler's record (`__patchable_function_entries`, `__mcount_loc`) has a
+    /// patch site of this function; `false` where it is not at hand.
+    pub recorded: bool,
 }
 
-impl Window<'_> {
+impl Around<'_> {
     /// The byte `place` bytes from the entry.
     fn byte(&self, place: i32) -> Option<u8> {
         let distance = place.unsigned_abs() as usize;
@@ -67,7 +72,7 @@ impl Config {
     /// otherwise nops of one byte (x86-64) or one word (arm64).
     #[must_use]
     pub fn stands(&self, before: &[u8], at: &[u8]) -> bool {
-        let window = Window { before, at };
+        let window = Around { entry: Entry::new(0), before, at, recorded: false };
         let Ok(parts) = self.parts() else { return false };
         let nop = |place: i32| match self.arch() {
             Arch::X86_64 => NOP,
@@ -114,87 +119,91 @@ fn prefixes() -> impl Iterator<Item = Config> {
 /// Linux's kCFI at 16 bytes.
 const KCFI_16: Config = Config::X86_64.with_padding(11).with_kcfi(16);
 
-/// Names what stands around the function at `entry`: `before` it, the last byte being the one
-/// right before it, and from the entry on. 64 bytes before and 25 from the entry on are enough;
-/// with fewer, less is named. `None` says that it is nothing known.
+/// Names what stands around a function's entry, as it was compiled and as the kernel made it at
+/// boot. `None` says that it is nothing known.
 ///
 /// What is named is there, and is [`Config::as_seen`] of what was asked for. Bytes cannot say
-/// more than they are, so these are left to the caller, who knows the compiler's record of patch
-/// sites (`__patchable_function_entries`, `__mcount_loc`) or its options:
+/// more than they are:
 ///
 /// * A function may begin with a nop of five bytes for another reason, as a jump label in Linux.
+/// * The nops of one byte of which gcc makes patch sites also keep places for alternatives
+///   (`__stack_chk_fail` in Linux begins so). They are named where the record has the site.
+///   So is a single nop of an arm64 function without `bti c`.
 /// * A slot that holds an index is the same as kCFI with 11 bytes of padding. Detect before
 ///   anything is written there.
 /// * Where nobody filled up before a kCFI hash, it can be the end of the function before. With 11
 ///   bytes of padding it is a hash where the entry is aligned to 16, which it is not with 11 bytes
 ///   and no hash in functions that are aligned; elsewhere nothing is named.
-/// * Five nops of one byte are named where a landing pad or padding says that they are a patch
-///   site; by themselves they can be an alternative.
-/// * On arm64 nops before the entry may align it, and are not named; a single one at an entry
-///   without `bti c` is not either.
+/// * The function before may end with `90`: up to two bytes of padding may be too few to tell.
+/// * On arm64 nops before the entry may align it, and are not named.
+///
+/// ```
+/// use fentry::addr::Entry;
+/// use fentry::layout::{Arch, Around, Config, LandingPad, detect};
+///
+/// let at = [0xf3, 0x0f, 0x1e, 0xfa, 0x0f, 0x1f, 0x44, 0x00, 0x00, 0xc3];
+/// let around = Around { entry: Entry::new(0x1010), before: &[0x90; 16], at: &at, recorded: false };
+/// let ibt = Config::X86_64.with_padding(16).with_landing_pad(LandingPad::Endbr64).with_site(5);
+/// assert_eq!(detect(Arch::X86_64, &around), Some(ibt));
+/// ```
 #[must_use]
-pub fn detect(arch: Arch, entry: Entry, before: &[u8], at: &[u8]) -> Option<Config> {
-    let window = Window { before, at };
+pub fn detect(arch: Arch, around: &Around<'_>) -> Option<Config> {
     match arch {
-        Arch::X86_64 => detect_x86_64(entry, &window),
-        Arch::Aarch64 => detect_aarch64(&window),
+        Arch::X86_64 => detect_x86_64(around),
+        Arch::Aarch64 => detect_aarch64(around),
     }
 }
 
 /// The landing pad at the entry, of those that can be there.
-fn landing_pad(window: &Window<'_>, pads: &[LandingPad]) -> LandingPad {
-    let stands = |pad: &&LandingPad| window.has(&Part { at: 0, what: What::LandingPad(**pad) });
+fn landing_pad(around: &Around<'_>, pads: &[LandingPad]) -> LandingPad {
+    let stands = |pad: &&LandingPad| around.has(&Part { at: 0, what: What::LandingPad(**pad) });
     pads.iter().find(stands).copied().unwrap_or(LandingPad::None)
 }
 
-fn detect_x86_64(entry: Entry, window: &Window<'_>) -> Option<Config> {
-    let aligned = entry.get().is_multiple_of(16);
+fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
+    let aligned = around.entry.get().is_multiple_of(16);
     let prefix = prefixes()
         .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
-        .find(|prefix| prefix.stands(window.before, window.at));
+        .find(|prefix| prefix.stands(around.before, around.at));
     let pad = match prefix {
         // The end of the preamble is where the landing pad was.
         Some(prefix) if prefix.fineibt().is_some() => LandingPad::Endbr64,
-        _ => landing_pad(window, &[LandingPad::Endbr64, LandingPad::Sealed]),
+        _ => landing_pad(around, &[LandingPad::Endbr64, LandingPad::Sealed]),
     };
-    let at_site = window.from(pad.size());
-    let instruction = SITES.iter().any(|site| at_site.starts_with(site));
-    // More of them are something else, for which room was left.
-    let one_byte = at_site.starts_with(&ONE_BYTE_NOPS)
-        && at_site.get(ONE_BYTE_NOPS.len()).is_some_and(|&next| next != NOP);
-    let site = if instruction || one_byte { SITE_LEN } else { 0 };
-    let run = window.run();
-    // The first one can be the end of `66 90`, by which what is before is aligned.
-    let padding = PADDINGS.into_iter().find(|&padding| run.wrapping_sub(padding.into()) <= 1);
+    let at_site = around.from(pad.size());
+    let one_instruction = SITES.iter().any(|site| at_site.starts_with(site));
+    let one_byte = around.recorded && at_site.starts_with(&[NOP; SITE_LEN as usize]);
+    let site = if one_instruction || one_byte { SITE_LEN } else { 0 };
+    let run = around.run();
+    // The end of the function before and a nop that aligns can both be `90`.
+    let padding = PADDINGS.into_iter().find(|&padding| run.wrapping_sub(padding.into()) <= 2);
     let config = match (prefix, padding) {
         (Some(prefix), _) => prefix,
-        (None, Some(11)) if site == 0 || KCFI_16.stands(window.before, window.at) => return None,
-        (None, Some(0)) if !instruction && !(one_byte && pad == LandingPad::Endbr64) => {
-            return None;
-        }
+        (None, Some(11)) if KCFI_16.stands(around.before, around.at) => return None,
+        (None, Some(0 | 11)) if site == 0 => return None,
         (None, Some(padding)) => Config::X86_64.with_padding(padding),
         (None, None) => return None,
     };
     Some(config.with_landing_pad(pad).with_site(site).as_seen())
 }
 
-fn detect_aarch64(window: &Window<'_>) -> Option<Config> {
-    let pad = landing_pad(window, &[LandingPad::BtiC]);
-    let words = window.from(pad.size()).chunks_exact(usize::from(INSTRUCTION));
+fn detect_aarch64(around: &Around<'_>) -> Option<Config> {
+    let pad = landing_pad(around, &[LandingPad::BtiC]);
+    let words = around.from(pad.size()).chunks_exact(usize::from(INSTRUCTION));
     let nops = words.clone().take_while(|&word| word == aarch64::NOP).count();
     let site = match (nops, pad) {
-        (1, LandingPad::None) => return None,
+        (1, LandingPad::None) if !around.recorded => return None,
         (1..=4, _) => nops as u16 * INSTRUCTION,
         _ => return None,
     };
     let config = Config::AARCH64.with_landing_pad(pad).with_site(site);
     let literal = Part { at: -8, what: What::OpsLiteral };
-    let aligned = window.byte(literal.at).is_some_and(|low| low & 7 == 0);
-    let config = if aligned && window.has(&literal) {
+    let aligned = around.byte(literal.at).is_some_and(|low| low & 7 == 0);
+    let config = if aligned && around.has(&literal) {
         config.with_padding(literal.what.size()).with_ops_literal()
     } else {
         config
     };
     let sign = Part { at: i32::from(pad.size() + site), what: What::SignReturn };
-    Some(if window.has(&sign) { config.with_sign_return() } else { config })
+    Some(if around.has(&sign) { config.with_sign_return() } else { config })
 }

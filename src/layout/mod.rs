@@ -37,7 +37,7 @@ pub mod x86_64;
 
 pub use byte::Byte;
 pub use config::{Arch, CallDepth, Config, Kcfi};
-pub use detect::detect;
+pub use detect::{Around, detect};
 pub use entry::{EntryLayout, LayoutSpec};
 pub use error::LayoutError;
 pub use fineibt::FineIbt;

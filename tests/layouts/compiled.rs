@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fentry::addr::Entry;
-use fentry::layout::{Arch, Compiler, Config, Function, Kcfi, Options, detect};
+use fentry::layout::{Arch, Around, Compiler, Config, Function, Kcfi, Options, detect};
 use iced_x86::{Code, Decoder, DecoderOptions};
 use object::elf::FileHeader64;
 use object::read::elf::ElfFile;
@@ -194,10 +194,13 @@ fn check(tool: &Tool, flags: &[&str], alignment: Option<u64>) {
         if let Some(alignment) = alignment {
             assert_eq!(entry % alignment, begin % alignment, "{told}: {name}");
         }
-        let found = detect(tool.arch, Entry::new(entry), before, at);
         let nop = at.get(site as usize..).and_then(|at| at.first_chunk()).copied();
-        let expected = named(&config, Entry::new(entry), before, nop.unwrap_or_default());
-        assert_eq!(found, expected, "{told}: {name}");
+        for recorded in [false, config.site() > 0] {
+            let around = Around { entry: Entry::new(entry), before, at, recorded };
+            let found = detect(tool.arch, &around);
+            let expected = named(&config, &around, nop.unwrap_or_default());
+            assert_eq!(found, expected, "{told}: {name}");
+        }
         match config.layout() {
             Ok(layout) => {
                 assert_eq!(layout.site(Entry::new(entry)).get(), entry + site, "{told}: {name}");

@@ -2,7 +2,9 @@
 
 use fentry::addr::Entry;
 use fentry::layout::named::{NAMED, Named};
-use fentry::layout::{Arch, Byte, Config, FineIbt, Kcfi, LandingPad, What, aarch64, detect};
+use fentry::layout::{
+    Arch, Around, Byte, Config, FineIbt, Kcfi, LandingPad, What, aarch64, detect,
+};
 
 use crate::support::Random;
 
@@ -71,26 +73,30 @@ fn entry_of(config: &Config) -> Entry {
 
 /// What the detector must make of an entry that is `config`, with `site` for a patch site: what
 /// it is, or nothing, where by its documentation the bytes do not say.
-pub fn named(config: &Config, entry: Entry, before: &[u8], site: [u8; 5]) -> Option<Config> {
+pub fn named(config: &Config, around: &Around<'_>, site: [u8; 5]) -> Option<Config> {
     let seen = config.as_seen();
-    let said = match (config.arch(), seen.landing_pad()) {
-        (Arch::X86_64, pad) => match (seen.kcfi(), seen.padding()) {
-            _ if config.fineibt().is_some() || config.call_depth().is_some() => true,
-            // The end of the function before can look like a hash.
-            (Kcfi::Off, 11) => {
-                seen.site() == 5 && before.iter().nth_back(15).is_none_or(|end| end & 0xf8 != 0xb8)
-            }
-            (Kcfi::Hash, 11) => entry.get().is_multiple_of(16),
-            (Kcfi::Off, 0) => seen.site() == 5 && (site != [0x90; 5] || pad == LandingPad::Endbr64),
-            _ => true,
-        },
-        (_, LandingPad::None) => (8..=16).contains(&seen.site()),
-        _ => (4..=16).contains(&seen.site()),
-    };
     // A preamble at the entry is in the place of the landing pad there.
     let seen = match config.fineibt() {
         Some(_) => seen.with_landing_pad(LandingPad::Endbr64),
         None => seen,
+    };
+    if config.arch() != Arch::X86_64 {
+        let alone = seen.landing_pad() == LandingPad::None && !around.recorded;
+        let least = if alone { 8 } else { 4 };
+        return (least..=16).contains(&seen.site()).then_some(seen);
+    }
+    let hidden = site == [0x90; 5] && !around.recorded;
+    let seen = if hidden { seen.with_site(0) } else { seen };
+    if config.fineibt().is_some() || config.call_depth().is_some() {
+        return Some(seen);
+    }
+    // The end of the function before can look like a hash.
+    let like_a_hash = around.before.iter().nth_back(15).is_some_and(|end| end & 0xf8 == 0xb8);
+    let said = match (seen.kcfi(), seen.padding()) {
+        (Kcfi::Off, 11) => seen.site() == 5 && !like_a_hash,
+        (Kcfi::Hash, 11) => around.entry.get().is_multiple_of(16),
+        (Kcfi::Off, 0) => seen.site() == 5,
+        _ => true,
     };
     said.then_some(seen)
 }
@@ -105,10 +111,15 @@ fn what_is_named_is_found_in_the_bytes_that_it_makes() {
                 for _ in 0..10 {
                     let (before, at) = bytes_of(&config, site, &mut random);
                     assert!(config.stands(&before, &at), "{name}: {before:02x?} {at:02x?}");
-                    let entry = entry_of(&config);
-                    let detected = detect(config.arch(), entry, &before, &at);
-                    let expected = self::named(&config, entry, &before, site);
-                    assert_eq!(detected, expected, "{name}: {before:02x?} {at:02x?}");
+                    let recorded = random.next() & 1 == 0;
+                    let (before, at) = (&before[..], &at[..]);
+                    let around = Around { entry: entry_of(&config), before, at, recorded };
+                    let detected = detect(config.arch(), &around);
+                    assert_eq!(
+                        detected,
+                        self::named(&config, &around, site),
+                        "{name}: {around:02x?}"
+                    );
                     if detected.is_some() { found += 1 } else { hidden += 1 }
                 }
             }
@@ -120,22 +131,21 @@ fn what_is_named_is_found_in_the_bytes_that_it_makes() {
 #[test]
 fn a_changed_byte_changes_the_name_or_is_not_part_of_it() {
     let mut random = Random::new(2);
-    for named in NAMED {
+    for Named { config, .. } in NAMED {
+        let entry = entry_of(config);
+        let name = |before: &[u8], at: &[u8]| {
+            detect(config.arch(), &Around { entry, before, at, recorded: false })
+        };
         for _ in 0..20 {
-            let (before, at) = bytes_of(&named.config, SITES[0], &mut random);
-            let Some(was) = detect(named.config.arch(), entry_of(&named.config), &before, &at)
-            else {
-                continue;
-            };
+            let (before, at) = bytes_of(config, SITES[0], &mut random);
+            let Some(was) = name(&before, &at) else { continue };
             let begin = was.before_entry() as usize;
             for i in 0..begin + at.len() {
                 let (mut before, mut at) = (before.clone(), at.clone());
                 let place = before.len() - begin + i;
                 let byte = if i < begin { &mut before[place] } else { &mut at[i - begin] };
                 *byte ^= 1 << random.below(8);
-                if let Some(now) =
-                    detect(named.config.arch(), entry_of(&named.config), &before, &at)
-                {
+                if let Some(now) = name(&before, &at) {
                     assert!(now.stands(&before, &at), "{now:?}: {before:02x?} {at:02x?}");
                 }
             }
@@ -159,22 +169,23 @@ fn the_generations_of_fineibt_are_told_apart() {
     }
 }
 
+/// What is named of bytes by themselves.
+fn bare(arch: Arch, before: &[u8], at: &[u8]) -> Option<Config> {
+    detect(arch, &Around { entry: Entry::new(0x1000), before, at, recorded: false })
+}
+
 #[test]
 fn few_bytes_are_no_entry() {
     for arch in [Arch::X86_64, Arch::Aarch64] {
-        let entry = Entry::new(0x1000);
-        assert_eq!(detect(arch, entry, &[], &[]), None);
-        assert_eq!(detect(arch, entry, &[0x90; 15], &[0xc3]), None);
+        assert_eq!(bare(arch, &[], &[]), None);
+        assert_eq!(bare(arch, &[0x90; 15], &[0xc3]), None);
     }
     // The start of a section: nothing is before it.
     let site = [0x0f, 0x1f, 0x44, 0, 0, 0xc3];
-    assert_eq!(
-        detect(Arch::X86_64, Entry::new(0x1000), &[], &site),
-        Some(Config::X86_64.with_site(5))
-    );
+    assert_eq!(bare(Arch::X86_64, &[], &site), Some(Config::X86_64.with_site(5)));
 }
 
-/// Entries of Debian's Linux 7.2.13 that are no patch sites, though they begin with nops.
+/// Entries of Debian's Linux 7.2.13 that have no patch site, though they begin with nops.
 #[test]
 fn alternatives_are_no_patch_sites() {
     // `int80_emulation`, `ret_from_fork_asm`, `__get_user_nocheck_1`, `ftrace_stub`,
@@ -184,15 +195,12 @@ fn alternatives_are_no_patch_sites() {
         (&[0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x48], false),
         (&[0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x0f, 0xb6], true),
         (&[0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90], true),
-        (&[0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x48], true),
+        (&[0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x90, 0x90, 0x90, 0x90, 0x48, 0x8b], true),
         (&[0xf3, 0x0f, 0x1e, 0xfa, 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00], true),
     ];
     for (at, padded) in entries {
         let before: &[u8] = if padded { &[0x90; 16] } else { &[0x0f, 0x1f, 0x40, 0x00] };
-        let found = detect(Arch::X86_64, Entry::new(0x1000), before, at);
-        assert_eq!(
-            found.map(|config| (config.padding(), config.site())),
-            padded.then_some((16, 0))
-        );
+        let found = bare(Arch::X86_64, before, at).map(|config| (config.padding(), config.site()));
+        assert_eq!(found, padded.then_some((16, 0)));
     }
 }

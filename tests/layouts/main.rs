@@ -4,6 +4,7 @@
 //! * [`model`] has a twin of the arithmetic that colours bytes one by one.
 //! * [`drawn`] draws `src/layout/named.md`; with `UPDATE_LAYOUTS=1` it writes the file.
 //! * [`compiled`] compiles one file over and over, and looks at what came of it.
+//! * [`kernel`] takes the functions of a whole kernel, with [`image`] and [`kallsyms`].
 //! * [`detected`] asks the detector about bytes that are made from the values, and damaged.
 
 #[path = "../support/mod.rs"]
@@ -12,4 +13,7 @@ mod support;
 mod compiled;
 mod detected;
 mod drawn;
+mod image;
+mod kallsyms;
+mod kernel;
 mod model;
