@@ -163,7 +163,9 @@ impl Config {
             Ok(parts) => parts,
             Err(error) => return Err(error),
         };
-        let begin = -(self.before_entry() as i32);
+        let whole = -(self.before_entry() as i32);
+        // Farther away there is no place that 16 bits can say.
+        let begin = if whole < -(u16::MAX as i32) { -(u16::MAX as i32) } else { whole };
         let len = size as i32;
         if let Arch::X86_64 = self.arch {
             let mut block = -16;
@@ -190,7 +192,7 @@ impl Config {
             }
             at -= step;
         }
-        Err(LayoutError::NoRoom { config: *self, size, largest: parts.largest_gap(begin) })
+        Err(LayoutError::NoRoom { config: *self, size, largest: parts.largest_gap(whole) })
     }
 
     /// The layout of such functions, with a slot where there is room for one.

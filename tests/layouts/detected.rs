@@ -136,7 +136,7 @@ fn a_changed_byte_changes_the_name_or_is_not_part_of_it() {
         let name = |before: &[u8], at: &[u8]| {
             detect(config.arch(), &Around { entry, before, at, recorded: false })
         };
-        for _ in 0..20 {
+        for _ in 0..5 {
             let (before, at) = bytes_of(config, SITES[0], &mut random);
             let Some(was) = name(&before, &at) else { continue };
             let begin = was.before_entry() as usize;

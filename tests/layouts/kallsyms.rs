@@ -24,7 +24,7 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
 fn tokens(data: &[u8]) -> (usize, Vec<&[u8]>, usize) {
     let digits = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
     let places = (0..data.len()).filter(|&at| data[at..].starts_with(digits));
-    let found = places.filter_map(|digits| {
+    let mut found = places.filter_map(|digits| {
         // `0` is token 0x30: as many strings are before it.
         let mut start = digits;
         for _ in 0..usize::from(b'0') {
@@ -43,7 +43,7 @@ fn tokens(data: &[u8]) -> (usize, Vec<&[u8]>, usize) {
         }
         Some((start, tokens, index + 512))
     });
-    found.last().expect("the kernel has kallsyms")
+    found.next_back().expect("the kernel has kallsyms")
 }
 
 /// The bytes of the name at `at`, and where the next one is.
