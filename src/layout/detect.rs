@@ -104,16 +104,26 @@ const FINEIBT_PADDINGS: [u16; 3] = [59, 27, 11];
 const THUNKS: [CallDepth; 2] = [CallDepth::Relative, CallDepth::Absolute];
 
 /// All that can stand before an x86-64 entry and says what it is; of two that end alike the
-/// longer one is first.
-fn prefixes() -> impl Iterator<Item = Config> {
+/// longer one is first. A byte or two tell that most of it does not.
+fn prefixes(around: &Around<'_>) -> impl Iterator<Item = Config> {
     let padded = PADDINGS.into_iter().map(|padding| Config::X86_64.with_padding(padding));
     let hashed = padded.clone().map(|config| config.with_kcfi(16));
-    let thunk = |config: Config| THUNKS.into_iter().map(move |thunk| config.with_call_depth(thunk));
-    let fineibt = FineIbt::ALL.iter().flat_map(|preamble| {
+
+    let lands = What::LandingPad(LandingPad::Endbr64);
+    let lands = around.has(&Part { at: -i32::from(FineIbt::BEFORE), what: lands });
+    let preambles = if lands { FineIbt::ALL } else { &[] };
+    let fineibt = preambles.iter().flat_map(|preamble| {
         let of = |padding| Config::X86_64.with_padding(padding).with_kcfi(16);
         FINEIBT_PADDINGS.iter().map(move |&padding| of(padding).with_fineibt(preamble))
     });
-    fineibt.chain(hashed.clone()).chain(hashed.flat_map(thunk)).chain(padded.flat_map(thunk))
+
+    let part =
+        |thunk: CallDepth| Part { at: -i32::from(thunk.size()), what: What::CallDepth(thunk) };
+    let thunk = THUNKS.into_iter().find(|&thunk| around.has(&part(thunk)));
+    let with_thunk = move |config: Config| thunk.map(|thunk| config.with_call_depth(thunk));
+    let thunks = hashed.clone().chain(padded).filter_map(with_thunk);
+
+    fineibt.chain(hashed).chain(thunks)
 }
 
 /// Linux's kCFI at 16 bytes.
@@ -162,7 +172,7 @@ fn landing_pad(around: &Around<'_>, pads: &[LandingPad]) -> LandingPad {
 
 fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
     let aligned = around.entry.get().is_multiple_of(16);
-    let prefix = prefixes()
+    let prefix = prefixes(around)
         .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
         .find(|prefix| prefix.stands(around.before, around.at));
     let pad = match prefix {

@@ -3,6 +3,7 @@
 //!
 //! * [`model`] has a twin of the arithmetic that colours bytes one by one.
 //! * [`drawn`] draws `src/layout/named.md`; with `UPDATE_LAYOUTS=1` it writes the file.
+//! * [`asked`] has what no compiler and no kernel that can be had here makes.
 //! * [`compiled`] compiles one file over and over, and looks at what came of it.
 //! * [`kernel`] takes the functions of a whole kernel, with [`image`] and [`kallsyms`].
 //! * [`detected`] asks the detector about bytes that are made from the values, and damaged.
@@ -10,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod asked;
 mod compiled;
 mod detected;
 mod drawn;
