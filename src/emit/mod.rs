@@ -9,10 +9,13 @@
 
 mod context;
 mod exit_context;
+pub mod kcfi;
+mod mitigation;
 pub mod x86_64;
 
 pub use context::Context;
 pub use exit_context::ExitContext;
+pub use mitigation::{HardeningError, Mitigations};
 
 use core::fmt;
 
