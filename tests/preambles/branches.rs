@@ -151,21 +151,29 @@ impl Case {
         rest
     }
 
+    /// Takes the check of an indirect call or jump.
+    fn checked<'a>(&self, instructions: &'a [Instruction]) -> &'a [Instruction] {
+        if !self.has(Mitigations::CFI) {
+            return instructions;
+        }
+        let (check, rest) = instructions.split_at(3);
+        let check: Vec<_> = check.iter().map(Instruction::code).collect();
+        assert_eq!(check, [Code::Mov_r32_imm32, Code::Sub_rm64_imm8, Code::Nop_rm32]);
+        rest
+    }
+
     fn indirect_jumps(&self) {
+        const JUMPS: [Code; 2] = [Code::Jmp_rel32_64, Code::Jmp_rm64];
+        let instructions = self.emit(Hardening::emit_computed_jump);
+        self.stop(self.through_r11(&instructions, JUMPS));
         let instructions = self.emit(Hardening::emit_indirect_jump);
-        self.stop(self.through_r11(&instructions, [Code::Jmp_rel32_64, Code::Jmp_rm64]));
+        self.stop(self.through_r11(self.checked(&instructions), JUMPS));
     }
 
     fn indirect_calls(&self) {
         let instructions = self.emit(Hardening::emit_indirect_call);
-        let mut rest = &instructions[..];
-        if self.has(Mitigations::CFI) {
-            let check: Vec<_> = rest[..3].iter().map(Instruction::code).collect();
-            assert_eq!(check, [Code::Mov_r32_imm32, Code::Sub_rm64_imm8, Code::Nop_rm32]);
-            rest = &rest[3..];
-        }
-        rest = self.counted(rest);
-        rest = self.through_r11(rest, [Code::Call_rel32_64, Code::Call_rm64]);
+        let rest = self.counted(self.checked(&instructions));
+        let rest = self.through_r11(rest, [Code::Call_rel32_64, Code::Call_rm64]);
         assert_eq!(rest.len(), 0, "{:?} at {:#x}", self.set, self.at);
     }
 }

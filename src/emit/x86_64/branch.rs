@@ -53,7 +53,7 @@ impl Hardening {
     /// No mitigation: plain branches.
     pub const NONE: Self = Self { mitigations: Mitigations::empty(), symbols: Symbols::NONE };
 
-    /// Bytes that the longest of the four operations can take: a call with a count and a
+    /// Bytes that the longest of these operations can take: a call with a count and a
     /// check, moved to the other half of a cache line.
     pub const MAX_SIZE: usize = Check::MAX_SIZE + 10 + 3 + LINE as usize / 2 + 3;
 
@@ -124,6 +124,11 @@ impl Hardening {
         self.stop(code)
     }
 
+    /// Bytes of a jump.
+    pub(super) const fn jump_size(&self) -> u64 {
+        5 + self.has(Mitigations::SLS) as u64
+    }
+
     /// Emits a call of `target`, behind the count where calls are counted.
     ///
     /// # Errors
@@ -134,7 +139,8 @@ impl Hardening {
         Ok(())
     }
 
-    /// Emits a jump to the address in [`TARGET`], `r11`, without a check of its type.
+    /// Emits a jump to the address in [`TARGET`], `r11`, in code that is emitted by the same
+    /// hand: there is no type to check.
     ///
     /// ```text
     ///              RETPOLINE           LFENCE              neither
@@ -145,7 +151,7 @@ impl Hardening {
     ///
     /// # Errors
     /// [`EmitError::Encode`] if `code` has too few bytes left or the thunk is 2 GiB or more away.
-    pub fn emit_indirect_jump(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+    pub fn emit_computed_jump(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         match self.symbols.indirect_thunk {
             Some(thunk) if self.has(Mitigations::RETPOLINE) => jmp(code, thunk)?,
             _ => {
@@ -156,15 +162,23 @@ impl Hardening {
         self.stop(code)
     }
 
+    /// Emits a jump to the function whose entry is in [`TARGET`], `r11`, behind its check: a
+    /// call that does not come back here. What the check changes is said at [`Check`].
+    ///
+    /// # Errors
+    /// [`EmitError::Encode`] if `code` has too few bytes left or the thunk is 2 GiB or more away.
+    pub fn emit_indirect_jump(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        self.check(code)?;
+        self.emit_computed_jump(code)
+    }
+
     /// Emits a call of the function whose entry is in [`TARGET`], `r11`, behind its check.
     /// What the check changes is said at [`Check`].
     ///
     /// # Errors
     /// [`EmitError::Encode`] if `code` has too few bytes left or the thunk is 2 GiB or more away.
     pub fn emit_indirect_call(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
-        if self.has(Mitigations::CFI) {
-            self.symbols.check.emit(code)?;
-        }
+        self.check(code)?;
         self.count(code)?;
         match self.symbols.indirect_thunk {
             Some(thunk) if self.has(Mitigations::RETPOLINE) => call(code, thunk)?,
@@ -178,6 +192,13 @@ impl Hardening {
 
     const fn has(&self, mitigation: Mitigations) -> bool {
         self.mitigations.contains(mitigation)
+    }
+
+    fn check(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        if self.has(Mitigations::CFI) {
+            self.symbols.check.emit(code)?;
+        }
+        Ok(())
     }
 
     /// What speculation stops at, behind an instruction that does not go on.

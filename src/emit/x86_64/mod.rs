@@ -11,8 +11,10 @@
 //! | [`SwapBodies`] | `call` | no: a `ret` goes elsewhere | in place | comparison |
 
 mod branch;
+mod call_table;
 mod called;
 mod check;
+mod dispatch;
 mod enter;
 mod entry;
 mod exit_thunk;
@@ -24,8 +26,10 @@ mod swap;
 mod thunk;
 
 pub use branch::{CallDepth, Hardening, Symbols};
+pub use call_table::CallTable;
 pub use called::CalledTrampoline;
 pub use check::{Check, TARGET};
+pub use dispatch::Dispatcher;
 pub use enter::SideStackBodies;
 pub use entry::EntryBody;
 pub use exit_thunk::{EXIT_THUNK_SIZE, exit_thunk};
