@@ -33,12 +33,15 @@ use crate::layout::LandingPad;
 /// a call of a function with the least there can be before and after its origin, all functions
 /// in turn, on an AMD EPYC guest:
 ///
-/// | functions | not hooked | thunk | table | table with retpoline |
-/// |---|---|---|---|---|
-/// | 1 | 1.4 | 3.5 | 4.1 | 8.9 |
-/// | 16 | 1.2 | 3.3 | 4.6 | 8.5 |
-/// | 256 | 1.5 | 4.3 | 10.3 | 11.2 |
-/// | 4096 | 6.2 | 23.1 | 29.7 | 30.1 |
+/// | functions | not hooked | thunk | table | column of addresses | table, retpoline | column, retpoline |
+/// |---|---|---|---|---|---|---|
+/// | 1 | 1.4 | 3.5 | 4.1 | 2.7 | 8.9 | 8.1 |
+/// | 16 | 1.2 | 3.3 | 4.6 | 2.3 | 8.5 | 7.9 |
+/// | 256 | 1.5 | 4.3 | 10.3 | 2.5 | 11.2 | 9.2 |
+/// | 4096 | 6.2 | 23.1 | 29.7 | 15.6 | 30.1 | 18.8 |
+///
+/// "Column" is an indirect call through an array of the origins' addresses, from a body that
+/// nothing else is called from. It is the fastest where indirect branches need no mitigation.
 ///
 /// The thunk is 1.3 to 2.6 times as fast as the table with a retpoline, needs no mitigation
 /// and no landing pad, and leaves stack arguments where they are.
