@@ -2,6 +2,7 @@
 
 mod clang;
 mod emulator;
+mod entry_body;
 mod run;
 
 use fentry::emit::Mitigations;
