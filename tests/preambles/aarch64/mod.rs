@@ -3,6 +3,7 @@
 mod clang;
 mod emulator;
 mod entry_body;
+mod golden;
 mod run;
 
 use fentry::emit::Mitigations;
