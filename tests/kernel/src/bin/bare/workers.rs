@@ -1,0 +1,106 @@
+//! What the other processors do: call hooked functions without pause, and check every result.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use machine::cpu;
+
+use crate::cores;
+use crate::functions::{FUNCTIONS, call, expected};
+use crate::random::Random;
+
+/// What is attached to each function, as the operator announces it: see [`State`].
+static STATES: [AtomicU64; FUNCTIONS] = [const { AtomicU64::new(0) }; FUNCTIONS];
+
+/// Calls from one time outside to the next.
+const PASS: usize = 64;
+
+/// No processor begins before, so that nothing is executed while it is prepared.
+pub static BEGIN: AtomicBool = AtomicBool::new(false);
+
+/// Calls made while nothing changed, and calls during which something did.
+pub static SETTLED: AtomicU64 = AtomicU64::new(0);
+pub static CHANGING: AtomicU64 = AtomicU64::new(0);
+/// Results that were none of those which were possible.
+pub static WRONG: AtomicU64 = AtomicU64::new(0);
+
+/// Which programs a function has: before a change and after it, the same when none is in
+/// progress. The version tells two states with the same programs apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    version: u64,
+    before: u8,
+    after: u8,
+}
+
+impl State {
+    /// The programs when no change is in progress.
+    pub const fn programs(self) -> u8 {
+        self.after
+    }
+
+    fn read(number: usize) -> Self {
+        let bits = STATES.get(number).map_or(0, |state| state.load(Ordering::Acquire));
+        Self { version: bits >> 16, before: (bits >> 8) as u8, after: bits as u8 }
+    }
+
+    fn write(self, number: usize) {
+        if let Some(state) = STATES.get(number) {
+            let bits = self.version << 16 | u64::from(self.before) << 8 | u64::from(self.after);
+            state.store(bits, Ordering::SeqCst);
+        }
+    }
+}
+
+/// What function `number` has.
+pub fn state(number: usize) -> State {
+    State::read(number)
+}
+
+/// Announces that function `number` is about to get `programs`.
+pub fn announce(number: usize, programs: u8) {
+    let State { version, after, .. } = State::read(number);
+    State { version: version + 1, before: after, after: programs }.write(number);
+}
+
+/// Announces that function `number` has what it was to get.
+pub fn settle(number: usize) {
+    let State { version, after, .. } = State::read(number);
+    State { version: version + 1, before: after, after }.write(number);
+}
+
+/// Calls functions for ever.
+pub fn work(processor: usize) -> ! {
+    // SAFETY: the machine has loaded the handlers.
+    unsafe { cpu::enable_interrupts() };
+    while !BEGIN.load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    let mut random = Random::new(processor as u64);
+    loop {
+        let (mut settled, mut changing, mut wrong) = (0, 0, 0);
+        for _ in 0..PASS {
+            let number = random.below(FUNCTIONS as u64) as usize;
+            let arguments = [random.next(), random.next(), random.next()];
+            let before = State::read(number);
+            let result = call(number, arguments);
+            let after = State::read(number);
+            let is = |programs| result == Some(expected(number, arguments, programs));
+            let (good, count) = if before == after && before.before == before.after {
+                (is(before.after), &mut settled)
+            } else {
+                // A call may meet any programs that the function had meanwhile. Where they
+                // changed more than once, that is any.
+                let one = after.version <= before.version + 1;
+                let possible = [before.before, before.after, after.before, after.after];
+                let good = possible.into_iter().any(is) || (!one && (0..4).any(is));
+                (good, &mut changing)
+            };
+            *count += 1;
+            wrong += u64::from(!good);
+        }
+        SETTLED.fetch_add(settled, Ordering::Relaxed);
+        CHANGING.fetch_add(changing, Ordering::Relaxed);
+        WRONG.fetch_add(wrong, Ordering::Relaxed);
+        cores::outside(processor);
+    }
+}
