@@ -7,7 +7,7 @@ use crate::paging::{self, PAGE, Rights};
 use crate::{PROCESSORS, apic, descriptors, traps};
 
 /// Bytes of each processor's stack. The lowest page of it is not mapped.
-const STACK_SIZE: usize = 256 << 10;
+const STACK_SIZE: usize = 1 << 20;
 
 #[repr(C, align(4096))]
 struct Stacks(UnsafeCell<[[u8; STACK_SIZE]; PROCESSORS]>);

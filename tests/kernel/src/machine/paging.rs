@@ -67,7 +67,7 @@ static ROOT: Root = Root(UnsafeCell::new([0; 512]));
 static NEXT_FRAME: AtomicU64 = AtomicU64::new(FRAMES.0);
 
 /// Memory that is given out. The machine has 64 MiB at least.
-const FRAMES: (u64, u64) = (4 << 20, 64 << 20);
+const FRAMES: (u64, u64) = (16 << 20, 64 << 20);
 
 /// Bounds that the linker knows; see `kernel.ld`.
 macro_rules! bounds {

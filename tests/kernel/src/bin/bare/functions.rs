@@ -11,7 +11,7 @@ use fentry::layout::EntryLayout;
 use fentry::layout::x86_64::{IBT, IBT_UNPADDED, PLAIN, PLAIN_UNPADDED};
 
 /// How many there are.
-pub const FUNCTIONS: usize = 2048;
+pub const FUNCTIONS: usize = 4096;
 
 // In the order of their numbers:
 // 0..512      padding, landing pad: -fpatchable-function-entry=21,16 -fcf-protection=branch
@@ -39,20 +39,20 @@ functions:
 
 .section .hookable, "ax"
 .set number, 0
-.rept 512
+.rept 1024
     .balign 16
     .fill 16, 1, 0x90
 9:  endbr64
     .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
     BODY
 .endr
-.rept 256
+.rept 512
     .balign 16
     .fill 16, 1, 0x90
 9:  .byte 0x0f, 0x1f, 0x44, 0x00, 0x08
     BODY
 .endr
-.rept 767
+.rept 1535
     .balign 64
     .fill number % 64, 1, 0xcc
 9:  .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
@@ -62,7 +62,7 @@ functions:
     .fill 4094, 1, 0xcc
 9:  .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
     BODY
-.rept 512
+.rept 1024
     .balign 16
 9:  endbr64
     .fill 5, 1, 0x90
@@ -95,9 +95,9 @@ pub fn entry(number: usize) -> Option<u64> {
 /// What the engine is told of function `number`.
 pub fn spec(number: usize) -> Option<FunctionSpec> {
     let (layout, nop) = match number {
-        0..512 => (IBT, SiteNop::FiveByte),
-        512..768 => (PLAIN, SiteNop::Clang),
-        768..1536 => (PLAIN_UNPADDED, SiteNop::FiveByte),
+        0..1024 => (IBT, SiteNop::FiveByte),
+        1024..1536 => (PLAIN, SiteNop::Clang),
+        1536..3072 => (PLAIN_UNPADDED, SiteNop::FiveByte),
         _ => (IBT_UNPADDED, SiteNop::OneByte),
     };
     Some(described(entry(number)?, layout, nop))

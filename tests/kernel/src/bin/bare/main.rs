@@ -121,9 +121,12 @@ fn run() -> Result<(), Failure> {
         rounds += 1;
         if rounds % ROUNDS == 0 {
             operator.quiesce();
-            println!("... {rounds} {patches}");
         }
+        let tenths = patches * 10 / PATCHES;
         patches = operator.engine.parts().text.patched - first;
+        if patches * 10 / PATCHES > tenths {
+            println!("patches so far                {patches}");
+        }
     }
     cores::wait_outside(processors, 1);
 
