@@ -9,10 +9,13 @@
 
 mod context;
 mod exit_context;
+pub mod kcfi;
+mod mitigation;
 pub mod x86_64;
 
 pub use context::Context;
 pub use exit_context::ExitContext;
+pub use mitigation::{HardeningError, Mitigations};
 
 use core::fmt;
 
@@ -86,6 +89,13 @@ pub struct ProgramCall {
 pub enum EmitError {
     /// An instruction could not be encoded.
     Encode(EncodeError),
+    /// The indexes of what is searched do not rise from one to the next.
+    Order {
+        /// The place of the first one that is not above the one before it.
+        position: usize,
+        /// The index there.
+        index: u32,
+    },
 }
 
 impl From<EncodeError> for EmitError {
@@ -98,6 +108,11 @@ impl fmt::Display for EmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Encode(error) => write!(f, "the image cannot be emitted: {error}"),
+            Self::Order { position, index } => write!(
+                f,
+                "index {index} at position {position} is not above the one before it; sort the \
+                 list by index, with each index once"
+            ),
         }
     }
 }

@@ -10,20 +10,34 @@
 //! | [`CalledTrampoline`] | `call` | no: a frame is skipped | copied | comparison |
 //! | [`SwapBodies`] | `call` | no: a `ret` goes elsewhere | in place | comparison |
 
+mod branch;
+mod call_table;
 mod called;
+mod check;
+mod dispatch;
 mod enter;
 mod entry;
 mod exit_thunk;
 mod leave;
+mod preamble;
+mod preamble_hash;
 mod side_stack;
 mod swap;
 mod thunk;
 
+pub use branch::{CallDepth, Hardening, Symbols};
+pub use call_table::CallTable;
 pub use called::CalledTrampoline;
+pub use check::{Check, TARGET};
+pub use dispatch::Dispatcher;
 pub use enter::SideStackBodies;
 pub use entry::EntryBody;
 pub use exit_thunk::{EXIT_THUNK_SIZE, exit_thunk};
 pub use leave::Bodies;
+pub use preamble::{
+    Arity, BHI_STUB_MAX, Bhi, FINEIBT_PREFIX, FineIbt, Generation, Kcfi, Preamble, bhi_stub,
+};
+pub use preamble_hash::{HashPlace, PreambleError};
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
 pub use swap::SwapBodies;
 pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk};
