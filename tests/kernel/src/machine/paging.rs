@@ -160,6 +160,11 @@ pub fn map_zeroed(pages: Range) -> Option<()> {
     pages.step_by(PAGE as usize).try_for_each(|page| map(page, frame()? | Rights::Write.bits()))
 }
 
+/// Maps the kernel's page `page` a second time, at `at`, where no page is.
+pub fn map_again(page: u64, at: u64, rights: Rights) -> Option<()> {
+    map(at, page.wrapping_sub(KERNEL) & ADDRESS | rights.bits())
+}
+
 /// Changes the rights of the kernel's pages in `pages`, on this processor.
 pub fn protect(pages: Range, rights: Rights) -> Option<()> {
     pages.step_by(PAGE as usize).try_for_each(|page| {

@@ -5,6 +5,7 @@ use core::cell::UnsafeCell;
 
 use crate::console::power_off;
 use crate::descriptors::{BREAKPOINT_STACK, CODE, FAULT_STACK, TableRegister};
+use crate::paging::Range;
 use crate::println;
 
 global_asm!(include_str!("traps.s"));
@@ -26,6 +27,7 @@ const VECTORS: usize = 33;
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub struct Interrupted {
+    /// In the order in which they are on the stack, `r15` first.
     registers: [u64; 15],
     /// Which trap it is.
     pub vector: u64,
@@ -41,6 +43,17 @@ pub struct Interrupted {
 }
 
 impl Interrupted {
+    /// Whether the next instruction is in `range`.
+    pub fn is_in(&self, range: &Range) -> bool {
+        range.contains(&self.rip)
+    }
+
+    /// What is in `rdi`.
+    pub const fn first_argument(&self) -> u64 {
+        let [_, _, _, _, _, _, _, _, rdi, ..] = self.registers;
+        rdi
+    }
+
     /// Ends everything: nobody expected this trap.
     pub fn unexpected(&self) -> ! {
         let Self { vector, error, rip, rsp, .. } = self;
