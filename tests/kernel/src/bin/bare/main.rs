@@ -137,7 +137,12 @@ fn run() -> Result<(), Failure> {
     println!("images freed, most at once    {}, {}", operator.freed, parts.images.most);
     println!("calls while nothing changed   {}", read(&SETTLED));
     println!("calls during a change         {}", read(&CHANGING));
-    println!("traps: passed, called, retry  {}, {}, {}", read(&PASSED), read(&CALLED), read(&RETRIED));
+    println!(
+        "traps: passed, called, retry  {}, {}, {}",
+        read(&PASSED),
+        read(&CALLED),
+        read(&RETRIED)
+    );
     println!("foreign breakpoints           {}", read(&FOREIGN));
     println!("unannounced program seen      {seen} times");
     println!("forbidden function refused    {refused}");

@@ -131,12 +131,7 @@ pub fn prepare(supported: Protection) {
 ///
 /// # Safety
 /// The code keeps the rules of the psABI, or traps.
-pub unsafe fn run(
-    protection: Protection,
-    code: u64,
-    target: u64,
-    arguments: [u64; 2],
-) -> Outcome {
+pub unsafe fn run(protection: Protection, code: u64, target: u64, arguments: [u64; 2]) -> Outcome {
     // SAFETY: the token says that the shadow stack is nobody's (Intel SDM volume 1, 17.2.3).
     unsafe { paging::alias(token()).cast::<u64>().write_volatile(token()) };
     // What was emitted since this processor last fetched from there.

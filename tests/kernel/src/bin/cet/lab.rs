@@ -1,23 +1,42 @@
 //! Emitting functions, their callers, and images, to run them once.
 
+use core::fmt::{self, Display};
+
 use fentry::addr::Entry;
-use fentry::emit::EmitError;
 use fentry::emit::x86_64::{Check, Preamble, TARGET};
-use fentry::encode::{CodeBuffer, EncodeError};
+use fentry::emit::{EmitError, HardeningError};
 use fentry::encode::x86_64::{
     NOP5, Reg, add_reg, call, call_reg, endbr64, int3, mov_reg_reg, nop, ret,
 };
+use fentry::encode::{CodeBuffer, EncodeError};
 use fentry::layout::{EntryLayout, LandingPad, LayoutError, LayoutSpec, SlotKind};
 use fentry::metadata::SlotState;
 use machine::paging::{self, Range};
 
 /// Why a case could not be made.
-#[derive(Debug)]
 pub enum Failure {
     Emit(EmitError),
     Layout(LayoutError),
+    Hardening(HardeningError),
     /// The memory for emitted code is used up.
     Room,
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Emit(error) => error.fmt(f),
+            Self::Layout(error) => error.fmt(f),
+            Self::Hardening(error) => error.fmt(f),
+            Self::Room => f.write_str("no room for emitted code; make more in kernel.ld"),
+        }
+    }
+}
+
+impl From<HardeningError> for Failure {
+    fn from(error: HardeningError) -> Self {
+        Self::Hardening(error)
+    }
 }
 
 impl From<EmitError> for Failure {
@@ -74,7 +93,9 @@ impl Lab {
     pub fn new() -> Self {
         let images = paging::images();
         // SAFETY: nothing executes what was emitted for the last case.
-        unsafe { paging::alias(images.start).write_bytes(0xcc, (images.end - images.start) as usize) };
+        unsafe {
+            paging::alias(images.start).write_bytes(0xcc, (images.end - images.start) as usize)
+        };
         Self { next: images.start }
     }
 

@@ -41,7 +41,7 @@ fn run() {
     println!("{:<44} {:>6} {:>8}", "", "right", "misused");
     let done = preambles::all(&mut report).and_then(|()| images::all(&mut report));
     if let Err(failure) = done {
-        println!("a case cannot be made: {failure:?}");
+        println!("a case cannot be made: {failure}");
         return;
     }
     println!("cet: cases={} wrong={}", report.cases, report.wrong);
