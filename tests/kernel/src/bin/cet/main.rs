@@ -38,6 +38,7 @@ fn run() {
     }
     attempt::prepare(supported);
     let mut report = Report::default();
+    println!("cet kernel");
     println!("{:<44} {:>6} {:>8}", "", "right", "misused");
     let done = preambles::all(&mut report).and_then(|()| images::all(&mut report));
     if let Err(failure) = done {
