@@ -70,6 +70,7 @@ fn breakpoint(interrupted: &mut Interrupted) {
         }
         Resume::Retry => {
             interrupted.rip = site;
+            forget_translation(site);
             &RETRIED
         }
         // One is expected: see `main`.
@@ -77,6 +78,18 @@ fn breakpoint(interrupted: &mut Interrupted) {
         _ => interrupted.unexpected(),
     };
     count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Makes QEMU translate the instruction at `site` anew. A processor has nothing to forget here.
+///
+/// QEMU drops the translation of an instruction *before* it stores over it (`notdirty_write`,
+/// accel/tcg/cputlb.c, seen with QEMU 10.0). Another of its threads may translate the old bytes
+/// in between, and that translation stays: here an `int3` that memory holds no more, met for
+/// ever.
+fn forget_translation(site: u64) {
+    // SAFETY: an instruction was fetched from `site`, so it is the kernel's, all of which is
+    // mapped there; the byte stays what it is, whoever writes it at the same time.
+    unsafe { asm!("lock or byte ptr [{}], 0", in(reg) paging::alias(site), options(nostack)) };
 }
 
 /// The other processors.
