@@ -9,6 +9,7 @@ mod images;
 mod lab;
 mod preambles;
 mod report;
+mod tables;
 
 use machine::console::power_off;
 use machine::println;
@@ -40,7 +41,9 @@ fn run() {
     let mut report = Report::default();
     println!("cet kernel");
     println!("{:<44} {:>6} {:>8}", "", "right", "misused");
-    let done = preambles::all(&mut report).and_then(|()| images::all(&mut report));
+    let done = preambles::all(&mut report)
+        .and_then(|()| images::all(&mut report))
+        .and_then(|()| tables::all(&mut report));
     if let Err(failure) = done {
         println!("a case cannot be made: {failure}");
         return;
