@@ -17,15 +17,15 @@
 use core::hint::black_box;
 
 /// The hash that clang 16 and later give to the function type whose mangled name is `name`:
-/// the lower 32 bits of its xxHash64 with seed 0 (`CodeGenModule::CreateKCFITypeId`), without
-/// the values that would be a landing pad in the text ([`without_landing_pad`]).
+/// the lower 32 bits of its xxHash64 with seed 0 (`CodeGenModule::CreateKCFITypeId`). On x86-64
+/// the text then has [`without_landing_pad`] of it, which the emitters see to.
 #[must_use]
 pub const fn type_hash(name: &str) -> u32 {
-    without_landing_pad((xx_hash64(name.as_bytes()) & 0xffff_ffff) as u32)
+    (xx_hash64(name.as_bytes()) & 0xffff_ffff) as u32
 }
 
 /// `hash`, or the number after it where `hash` or its negation, which the caller's check
-/// contains, would be an `endbr64` or `endbr32` in the text
+/// contains, would be an `endbr64` or `endbr32` in x86-64 text
 /// (`X86AsmPrinter::MaskKCFIType`, LLVM 16).
 #[must_use]
 pub const fn without_landing_pad(hash: u32) -> u32 {

@@ -14,7 +14,7 @@ bitflags! {
     /// | `RETPOLINE` | x86-64 | indirect calls and jumps by way of the embedder's thunk |
     /// | `RETURN_THUNK` | x86-64 | a jump to the embedder's thunk in the place of `ret` |
     /// | `LFENCE` | x86-64 | `lfence` before indirect calls and jumps |
-    /// | `SLS` | both | a stop behind returns, and behind direct and indirect jumps |
+    /// | `SLS` | both | a stop behind returns and indirect jumps, on x86-64 behind direct ones, too |
     /// | `ITS` | x86-64 | indirect branches and returns in the upper half of a cache line |
     /// | `CALL_DEPTH` | x86-64 | the count of calls before each call |
     /// | `CFI` | both | a check of the callee's type before each indirect call |
@@ -38,7 +38,8 @@ bitflags! {
         /// before it.
         const LFENCE = 1 << 2;
         /// Straight-line speculation: behind a return or a jump stands something that is not
-        /// speculated past: `int3` on x86-64, `dsb sy` and `isb` on arm64.
+        /// speculated past: `int3` on x86-64, `dsb sy` and `isb` on arm64 (`-mharden-sls` of gcc
+        /// and clang).
         const SLS = 1 << 3;
         /// Indirect target selection (CVE-2024-28956): the last byte of an indirect branch's or
         /// return's opcode stands in the upper half of a 64-byte line, where it is predicted

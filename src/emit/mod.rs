@@ -7,6 +7,7 @@
 //! What an image hands to a program is a [`Context`] at a function's entry, and an
 //! [`ExitContext`] at its return.
 
+pub mod aarch64;
 mod context;
 mod exit_context;
 pub mod kcfi;

@@ -18,7 +18,7 @@ const COMMANDS: [&str; 9] = [
 ];
 
 /// A clang that knows kCFI; says that `test` is skipped where there is none.
-fn clang(test: &str) -> Option<&'static str> {
+pub fn clang(test: &str) -> Option<&'static str> {
     let knows = |command: &&str| {
         Command::new(command)
             .args(["-fsanitize=kcfi", "-x", "c", "-c", "-o", "/dev/null", "/dev/null"])
@@ -36,8 +36,9 @@ fn clang(test: &str) -> Option<&'static str> {
     found
 }
 
-/// What `clang` makes of `source`: assembly with `-S`, an object with `-c`.
-fn compile(clang: &str, name: &str, source: &str, language: &str, flags: &[&str]) -> Vec<u8> {
+/// What `clang` makes of `source`: assembly with `-S`, an object with `-c`. A `--target` among
+/// the flags is taken in the place of x86-64.
+pub fn compile(clang: &str, name: &str, source: &str, language: &str, flags: &[&str]) -> Vec<u8> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let made = folder.join(format!("preambles-{name}-{}", std::process::id()));
     let given = made.with_extension("in");
@@ -170,7 +171,7 @@ fn clang_avoids_the_same_hashes() {
 }
 
 /// How often `part` stands in `whole`.
-fn occurrences(whole: &[u8], part: &[u8]) -> usize {
+pub fn occurrences(whole: &[u8], part: &[u8]) -> usize {
     whole.windows(part.len()).filter(|window| *window == part).count()
 }
 

@@ -33,7 +33,7 @@ fn before_entry(preamble: &Preamble) -> Vec<u8> {
 proptest! {
     #[test]
     fn a_replaced_hash_is_what_would_have_been_emitted(old: u32, new: u32, more in 0_usize..9) {
-        let new = without_landing_pad(new);
+        let [old, new] = [old, new].map(without_landing_pad);
         for (old_one, new_one) in preambles(old).iter().zip(preambles(new)) {
             let place = old_one.hash_place().unwrap();
             // What stands before the preamble is none of its business.
@@ -91,6 +91,26 @@ fn what_is_no_preamble_is_refused_by_name() {
         assert_eq!(place.replace(&mut bytes, hash), Err(PreambleError::LandingPad { hash }));
     }
     assert_eq!(bytes, before);
+}
+
+#[test]
+fn a_hash_that_would_be_a_landing_pad_is_never_emitted() {
+    for pad in [ENDBR64, ENDBR32] {
+        for hash in [pad, pad.wrapping_neg()] {
+            for preamble in preambles(hash) {
+                let (bytes, _) = emitted(0x40_0000, |code| preamble.emit(code));
+                // The one of FineIBT is where it begins.
+                let pads = bytes.windows(4).skip(1).filter(|word| *word == pad.to_le_bytes());
+                assert_eq!(pads.count(), 0, "{preamble:x?}");
+                let (bytes, ()) = emitted(0x40_0000, |code| preamble.check().emit(code));
+                let pads = bytes.windows(4).filter(|word| *word == pad.to_le_bytes());
+                assert_eq!(pads.count(), 0, "{preamble:x?}");
+                // Caller and callee agree on what takes its place.
+                let place = preamble.hash_place().unwrap();
+                assert_eq!(place.read(&before_entry(&preamble)), Ok(hash.wrapping_add(1)));
+            }
+        }
+    }
 }
 
 #[test]

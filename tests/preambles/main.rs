@@ -1,6 +1,7 @@
 //! Preambles, checked calls and mitigations: their bytes against listings made by hand and
 //! against compilers, what holds for every one of them, and what happens when they run.
 
+mod aarch64;
 mod branches;
 mod clang;
 mod golden;

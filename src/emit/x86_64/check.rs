@@ -1,6 +1,7 @@
 //! The caller's half of a checked indirect call.
 
 use crate::emit::EmitError;
+use crate::emit::kcfi::without_landing_pad;
 use crate::encode::x86_64::{
     Condition, Mem, Reg, add_load32, cmp_load32, cs, jcc_short, lea, mov_imm32, nop, sub_imm, ud2,
 };
@@ -74,12 +75,12 @@ impl Check {
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         match *self {
             Self::None => {}
-            Self::Kcfi { hash, padding } => kcfi(code, hash, padding)?,
+            Self::Kcfi { hash, padding } => kcfi(code, without_landing_pad(hash), padding)?,
             Self::FineIbt { hash, generation, paranoid: false } => {
-                fineibt(code, hash, generation)?;
+                fineibt(code, without_landing_pad(hash), generation)?;
             }
             Self::FineIbt { hash, generation, paranoid: true } => {
-                paranoid(code, hash, generation)?;
+                paranoid(code, without_landing_pad(hash), generation)?;
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What stands before, and at, an entry that indirect calls may reach.
 
 use crate::emit::EmitError;
+use crate::emit::kcfi::without_landing_pad;
 use crate::encode::x86_64::{
     Condition, NOP4_OSP, NOP4_UDB, Reg, call, cmov, cs, endbr64, int3, jcc, jcc_short, mov_imm32,
     nop, ret, sub_imm32, ud2,
@@ -219,7 +220,7 @@ impl Kcfi {
             Some(arity) => arity.register(),
             None => Reg::Rax,
         };
-        mov_imm32(code, register, self.hash)?;
+        mov_imm32(code, register, without_landing_pad(self.hash))?;
         for _ in 0..self.padding {
             nop(code, 1)?;
         }
@@ -237,7 +238,7 @@ impl FineIbt {
         let into_sub = entry.wrapping_sub(10);
         let into_nop = entry.wrapping_add(3);
         endbr64(code)?;
-        sub_imm32(code, hash, self.hash)?;
+        sub_imm32(code, hash, without_landing_pad(self.hash))?;
         match (self.bhi, self.generation) {
             (Bhi::None, Generation::Original) => {
                 jcc_short(code, Condition::Equal, entry)?;
