@@ -21,6 +21,7 @@ mod exit_thunk;
 mod leave;
 mod preamble;
 mod preamble_hash;
+mod replacement;
 mod side_stack;
 mod swap;
 mod thunk;
@@ -38,6 +39,7 @@ pub use preamble::{
     Arity, BHI_STUB_MAX, Bhi, FINEIBT_PREFIX, FineIbt, Generation, Kcfi, Preamble, bhi_stub,
 };
 pub use preamble_hash::{HashPlace, PreambleError};
+pub use replacement::{REPLACEMENT_SIZE, replacement};
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
 pub use swap::SwapBodies;
 pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk};
