@@ -10,6 +10,7 @@ use fentry::patch::{Poke, SITE_LEN, Text};
 use machine::paging::{self, PAGE, Range, TABLES};
 
 use crate::cores::Processors;
+use crate::side_stacks;
 
 /// The embedder.
 pub enum Kernel {}
@@ -63,6 +64,7 @@ pub fn parts(processors: usize) -> Parts<Kernel> {
         cores: Processors::new(processors),
         images: Images { taken: [false; IMAGES], most: 0 },
         tables: Tables { next: TABLES },
+        side_stack: Some(side_stacks::PLACE),
     }
 }
 
@@ -138,8 +140,8 @@ unsafe impl Text for KernelText {
 }
 
 /// Bytes of a place for an image, and how many there are: as many as `kernel.ld` leaves room for.
-const IMAGE_SIZE: usize = 1024;
-const IMAGES: usize = 128;
+const IMAGE_SIZE: usize = 2048;
+const IMAGES: usize = 1024;
 
 /// Places for images, all of one size.
 pub struct Images {
@@ -156,7 +158,7 @@ impl Images {
 }
 
 // SAFETY: the images' pages are executable from the start and hold `int3`, which `free` puts
-// back; they are 4 MiB or less from every function, as the linker script says. On x86 whoever
+// back; they are 16 MiB or less from every function, as the linker script says. On x86 whoever
 // sees a later store sees an earlier one, its instruction fetch included.
 unsafe impl ImageMemory for Images {
     type Error = Refused;

@@ -10,6 +10,7 @@ mod functions;
 mod operator;
 mod programs;
 mod random;
+mod side_stacks;
 mod workers;
 
 use core::arch::asm;
@@ -95,6 +96,7 @@ fn forget_translation(site: u64) {
 /// The other processors.
 #[unsafe(no_mangle)]
 extern "C" fn other_main(processor: usize) -> ! {
+    side_stacks::make(processor);
     workers::work(processor)
 }
 

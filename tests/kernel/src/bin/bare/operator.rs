@@ -5,7 +5,7 @@ use fentry::patch::{Poke, Protocol, TrapResolver};
 
 use crate::cores;
 use crate::embedder::{Kernel, Refused, parts};
-use crate::functions::{ADD, FLIP, FUNCTIONS, cookie, forbidden, spec};
+use crate::functions::{ADD, FLIP, FUNCTIONS, STAMP, cookie, forbidden, is_stamped, spec};
 use crate::programs::attachment;
 use crate::random::Random;
 use crate::workers::{announce, settle, state};
@@ -40,7 +40,7 @@ struct Attached {
 pub struct Operator {
     pub engine: Engine<Kernel>,
     ids: [Option<FunctionId>; FUNCTIONS],
-    groups: [Group; 2 * GROUPS],
+    groups: [Group; 3 * GROUPS],
     random: Random,
     processors: usize,
     /// How many images were freed.
@@ -63,13 +63,13 @@ impl Operator {
         // SAFETY: the assembly is what `spec` says, and no processor executes it yet.
         unsafe { engine.prepare(&all, &mut pokes, |_| Ok(())) }?;
         let group = |number: usize| Group {
-            program: if number < GROUPS { ADD } else { FLIP },
+            program: [ADD, FLIP, STAMP].get(number / GROUPS).copied().unwrap_or(ADD),
             first: number % GROUPS,
             numbers: [0; MEMBERS],
             count: 0,
             attached: None,
         };
-        let groups = [0, 1, 2, 3].map(group);
+        let groups = [0, 1, 2, 3, 4, 5].map(group);
         Ok(Self { engine, ids, groups, random: Random::new(0), processors, freed: 0 })
     }
 
@@ -103,7 +103,9 @@ impl Operator {
         let Some(group) = self.groups.get_mut(chosen) else { return Ok(()) };
         if group.attached.is_none() {
             group.count = 0;
+            let program = group.program;
             let members = (group.first..FUNCTIONS).step_by(GROUPS);
+            let members = members.filter(|number| program != STAMP || is_stamped(*number));
             for number in members.filter(|_| self.random.below(4) > 0) {
                 if let Some(place) = group.numbers.get_mut(group.count) {
                     *place = number as u16;

@@ -1,9 +1,9 @@
-//! The programs: they change arguments, so that a result tells which of them ran.
+//! The programs: they change arguments and what is returned, so that a result tells which of them ran.
 
-use fentry::attach::{Attachment, Cookies};
-use fentry::emit::{Context, Vectors};
+use fentry::attach::{Attachment, Cookies, ProgramKind};
+use fentry::emit::{Context, ExitContext, Vectors};
 
-use crate::functions::{ADD, FLIPPED, FLIPPED_TOO};
+use crate::functions::{ADD, FLIPPED, FLIPPED_TOO, STAMP};
 
 /// Adds the cookie to the first argument.
 extern "C" fn add(context: &mut Context, cookie: u64) {
@@ -17,16 +17,29 @@ extern "C" fn flip(context: &mut Context, cookie: u64, data: u64) {
     *second ^= cookie ^ data;
 }
 
+/// Flips bits of what the function returns.
+extern "C" fn stamp(context: &mut ExitContext, cookie: u64) {
+    let [low, high] = context.returned();
+    context.set_returned([low ^ cookie, high]);
+}
+
 /// The program `which`, attached with `cookies` if it is one with a cookie for each function.
 pub fn attachment(which: u8, cookies: &[u64]) -> Attachment<'_> {
+    let (target, kind, data, cookies) = match which {
+        ADD => {
+            let target = add as extern "C" fn(_, _) as usize;
+            (target, ProgramKind::Entry, None, Cookies::Each(cookies))
+        }
+        STAMP => {
+            let target = stamp as extern "C" fn(_, _) as usize;
+            (target, ProgramKind::Exit, None, Cookies::Each(cookies))
+        }
+        _ => {
+            let target = flip as extern "C" fn(_, _, _) as usize;
+            (target, ProgramKind::Entry, Some(FLIPPED_TOO), Cookies::Same(FLIPPED))
+        }
+    };
     // The kernel is compiled without vector registers.
     let vectors = Vectors::Untouched;
-    if which == ADD {
-        let target = add as extern "C" fn(_, _) as usize as u64;
-        Attachment { target, data: None, vectors, cookies: Cookies::Each(cookies) }
-    } else {
-        let target = flip as extern "C" fn(_, _, _) as usize as u64;
-        let data = Some(FLIPPED_TOO);
-        Attachment { target, data, vectors, cookies: Cookies::Same(FLIPPED) }
-    }
+    Attachment { target: target as u64, kind, data, vectors, cookies }
 }

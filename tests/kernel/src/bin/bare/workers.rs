@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use machine::cpu;
 
 use crate::cores;
-use crate::functions::{FUNCTIONS, call, expected};
+use crate::functions::{FUNCTIONS, PROGRAMS, call, expected};
 use crate::random::Random;
 
 /// What is attached to each function, as the operator announces it: see [`State`].
@@ -92,7 +92,7 @@ pub fn work(processor: usize) -> ! {
                 // changed more than once, that is any.
                 let one = after.version <= before.version + 1;
                 let possible = [before.before, before.after, after.before, after.after];
-                let good = possible.into_iter().any(is) || (!one && (0..4).any(is));
+                let good = possible.into_iter().any(is) || (!one && (0..=PROGRAMS).any(is));
                 (good, &mut changing)
             };
             *count += 1;

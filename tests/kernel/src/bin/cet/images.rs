@@ -62,7 +62,7 @@ extern "C" fn at_exit(context: &mut ExitContext, cookie: u64) {
 /// A call of the program at `target`.
 pub fn program(target: u64) -> ProgramCall {
     let cookie = CookiePlace { column: COOKIES.as_ptr() as u64, stride: Stride::Eight };
-    ProgramCall { target, data: None, cookie }
+    ProgramCall { target, data: None, cookie, session: None }
 }
 
 fn entry_program() -> [ProgramCall; 1] {
@@ -205,10 +205,11 @@ fn entry_and_exit(
 ) -> Result<(), Failure> {
     let (mut lab, function) = function(shape)?;
     let bodies = SideStackBodies {
-        functions: ENTRIES.as_ptr() as u64,
+        functions: CookiePlace { column: ENTRIES.as_ptr() as u64, stride: Stride::Eight },
         side_stack: SIDE_STACK,
         vectors: Vectors::Untouched,
         entries: &entry_program(),
+        modify: &[],
         exits: &exit_program(),
     };
     let bodies: Bodies = lab.emit(0, |code| bodies.emit(code))?;
