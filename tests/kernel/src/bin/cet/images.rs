@@ -4,10 +4,10 @@ use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use fentry::addr::Entry;
+use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
-    Bhi, Bodies, CalledTrampoline, Check, EXIT_THUNK_SIZE, EntryBody, FineIbt, Kcfi, Preamble,
-    SideStack, SideStackBodies, SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk,
+    Bhi, CalledTrampoline, Check, EntryBody, FineIbt, Kcfi, Preamble, SideStack, SideStackBodies,
+    SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk, replacement,
 };
 use fentry::emit::{Context, CookiePlace, ExitContext, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::x86_64::{call_bytes, jmp_bytes};
@@ -17,8 +17,8 @@ use machine::paging::Range;
 
 use crate::attempt::Protection;
 use crate::lab::{Failure, Function, Lab, Shape, patch};
-use crate::preambles::{GENERATIONS, HASH, PROTECTIONS};
-use crate::report::{Code, Expected, Report, SUM};
+use crate::preambles::{GENERATIONS, HASH, PROTECTIONS, other_hash};
+use crate::report::{ARGUMENTS, Code, Expected, Report, SUM};
 
 /// The index of the functions here, and the cookie that their programs get with it.
 pub const INDEX: u32 = 5;
@@ -59,6 +59,16 @@ extern "C" fn at_exit(context: &mut ExitContext, cookie: u64) {
     context.set_returned([low.wrapping_add(cookie), high]);
 }
 
+/// Returns in the place of the function: one more than the cookie.
+extern "C" fn instead(_: &mut Context, cookie: u64) -> u64 {
+    cookie + 1
+}
+
+/// Runs instead of the function.
+extern "C" fn double(argument: u64) -> u64 {
+    2 * argument
+}
+
 /// A call of the program at `target`.
 pub fn program(target: u64) -> ProgramCall {
     let cookie = CookiePlace { column: COOKIES.as_ptr() as u64, stride: Stride::Eight };
@@ -83,6 +93,8 @@ pub fn all(report: &mut Report) -> Result<(), Failure> {
         for protection in PROTECTIONS {
             entry_only(report, protection, shape)?;
             entry_and_exit(report, protection, shape)?;
+            skipped(report, protection, shape)?;
+            replaced(report, protection, shape)?;
         }
         unbalanced(report, shape)?;
         report.end_group(name);
@@ -91,7 +103,7 @@ pub fn all(report: &mut Report) -> Result<(), Failure> {
 }
 
 /// What functions look like in the builds that indirect calls are checked in.
-fn shapes() -> [(&'static str, Shape); 8] {
+fn shapes() -> [(&'static str, Shape); 10] {
     let kcfi = Preamble::Kcfi(Kcfi {
         hash: HASH,
         arity: None,
@@ -101,6 +113,8 @@ fn shapes() -> [(&'static str, Shape); 8] {
     let fineibt = GENERATIONS
         .map(|generation| Preamble::FineIbt(FineIbt { hash: HASH, generation, bhi: Bhi::None }));
     let [original, short, udb] = fineibt;
+    let [_, _, generation] = GENERATIONS;
+    let bhi = FineIbt { hash: HASH, generation, bhi: Bhi::FirstArgument };
     let shape = |preamble, slot| Shape { preamble, slot };
     [
         ("hooked: IBT, padding of 16", shape(Preamble::Endbr64, Some(16))),
@@ -110,6 +124,8 @@ fn shapes() -> [(&'static str, Shape); 8] {
         ("hooked: FineIBT 6.15, aligned to 16", shape(short, None)),
         ("hooked: FineIBT 7.2, aligned to 16", shape(udb, None)),
         ("hooked: FineIBT 6.2, aligned to 32", shape(original, Some(32))),
+        ("hooked: FineIBT 6.15, aligned to 32", shape(short, Some(32))),
+        ("hooked: FineIBT 7.2 with bhi, aligned to 32", shape(Preamble::FineIbt(bhi), Some(32))),
         ("hooked: FineIBT 7.2, aligned to 32", shape(udb, Some(32))),
     ]
 }
@@ -150,6 +166,17 @@ fn through_preamble(
     let caller = lab.caller(shape.preamble.check())?;
     let code = Code { address: caller.start, target: function.entry };
     report.case(what, protection, code, expected);
+    let check = other_hash(shape.preamble.check());
+    let wrong = lab.caller(check)?;
+    let trap = match check {
+        Check::Kcfi { .. } => Some(Expected::OtherHash(wrong.clone())),
+        Check::FineIbt { .. } => Some(Expected::OtherHash(function.range.clone())),
+        _ => None,
+    };
+    if let Some(trap) = trap {
+        let code = Code { address: wrong.start, target: function.entry };
+        report.case("wrong hash", protection, code, &trap);
+    }
     if protection.landing_pads {
         let past = function.entry + 4;
         let caller = lab.caller(Check::None)?;
@@ -204,26 +231,73 @@ fn entry_and_exit(
     shape: Shape,
 ) -> Result<(), Failure> {
     let (mut lab, function) = function(shape)?;
+    let origin = function.layout.origin(Entry::new(function.entry)).get();
+    jump_to_thunk(&mut lab, &function, origin, [&entry_program(), &[], &exit_program()])?;
+    let hooked = ("entry and exit", protection);
+    let ran = Expected::Returns(SUM + 2 * COOKIE);
+    through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+}
+
+/// Leads the function to a thunk, which goes on at `origin`, and to bodies with these programs:
+/// at the entry, those that may modify the return, and at the exit.
+fn jump_to_thunk(
+    lab: &mut Lab,
+    function: &Function,
+    origin: u64,
+    [entries, modify, exits]: [&[ProgramCall]; 3],
+) -> Result<(), Failure> {
     let bodies = SideStackBodies {
         functions: CookiePlace { column: ENTRIES.as_ptr() as u64, stride: Stride::Eight },
         side_stack: SIDE_STACK,
         vectors: Vectors::Untouched,
-        entries: &entry_program(),
-        modify: &[],
-        exits: &exit_program(),
+        entries,
+        modify,
+        exits,
     };
-    let bodies: Bodies = lab.emit(0, |code| bodies.emit(code))?;
-    let origin = function.layout.origin(Entry::new(function.entry));
+    let bodies = lab.emit(0, |code| bodies.emit(code))?;
     let thunk = lab.emit(0, |code| {
         let start = code.here();
-        exit_thunk(code, INDEX, bodies, origin)?;
-        debug_assert_eq!(code.here() - start, EXIT_THUNK_SIZE as u64);
+        exit_thunk(code, INDEX, bodies, Origin::new(origin))?;
         Ok(start)
     })?;
     patch(function.site(), &jmp_bytes(function.site(), thunk)?);
-    let hooked = ("entry and exit", protection);
-    let ran = Expected::Returns(SUM + 2 * COOKIE);
+    Ok(())
+}
+
+/// The origin is skipped, for what a program returns in its place.
+fn skipped(report: &mut Report, protection: Protection, shape: Shape) -> Result<(), Failure> {
+    let (mut lab, function) = function(shape)?;
+    let origin = function.layout.origin(Entry::new(function.entry)).get();
+    let modify = [program(instead as extern "C" fn(_, _) -> _ as usize as u64)];
+    jump_to_thunk(&mut lab, &function, origin, [&entry_program(), &modify, &exit_program()])?;
+    let hooked = ("origin skipped", protection);
+    let ran = Expected::Returns(COOKIE + 1 + COOKIE);
     through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+}
+
+/// The function is replaced, without programs and with them.
+fn replaced(report: &mut Report, protection: Protection, shape: Shape) -> Result<(), Failure> {
+    let target = double as extern "C" fn(_) -> _ as usize as u64;
+    let [first, _] = ARGUMENTS;
+    for programs in [false, true] {
+        let (mut lab, function) = function(shape)?;
+        let jump = lab.emit(0, |code| {
+            let start = code.here();
+            replacement(code, target)?;
+            Ok(start)
+        })?;
+        let expected = if programs {
+            jump_to_thunk(&mut lab, &function, jump, [&entry_program(), &[], &exit_program()])?;
+            2 * (first + COOKIE) + COOKIE
+        } else {
+            patch(function.site(), &jmp_bytes(function.site(), jump)?);
+            2 * first
+        };
+        let hooked = ("replaced", protection);
+        let expected = Expected::Returns(expected);
+        through_preamble(report, &mut lab, hooked, (shape, &function), &expected)?;
+    }
+    Ok(())
 }
 
 /// The forms that unbalance calls and returns: right where nothing looks, and stopped by a

@@ -19,7 +19,7 @@ pub const PROTECTIONS: [Protection; 2] = [Protection::LANDING_PADS, Protection::
 pub const GENERATIONS: [Generation; 3] = [Generation::Original, Generation::Short, Generation::Udb];
 
 /// The caller's half of `preamble`, with another hash.
-const fn other_hash(check: Check) -> Check {
+pub const fn other_hash(check: Check) -> Check {
     match check {
         Check::Kcfi { padding, .. } => Check::Kcfi { hash: OTHER_HASH, padding },
         Check::FineIbt { generation, paranoid, .. } => {

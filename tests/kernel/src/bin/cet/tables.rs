@@ -6,17 +6,18 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
     Bhi, CallTable, Check, Dispatcher, EntryBody, FineIbt, Hardening, Preamble, Symbols, TARGET,
+    replacement,
 };
 use fentry::emit::{Mitigations, Stride, Vectors};
 use fentry::encode::x86_64::{
-    Mem, Reg, add_reg, call, endbr64, int3, mov_imm32, mov_load64, mov_store64, ret,
+    Mem, Reg, add_reg, call, endbr64, int3, jmp_bytes, mov_imm32, mov_load64, mov_store64, ret,
 };
 use fentry::layout::LandingPad;
 use machine::paging::{self, Range, Rights};
 
 use crate::attempt::{Protection, far};
 use crate::images::{COOKIE, INDEX, call_site, function, index_from, program};
-use crate::lab::{Failure, Function, Lab, Shape};
+use crate::lab::{Failure, Function, Lab, Shape, patch};
 use crate::preambles::{GENERATIONS, HASH, OTHER_HASH, PROTECTIONS};
 use crate::report::{Code, Expected, Report, SUM};
 
@@ -25,6 +26,7 @@ static PROGRAMS: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
 
 pub fn all(report: &mut Report) -> Result<(), Failure> {
     far_programs(report)?;
+    far_replacement(report)?;
     report.end_group("programs out of a direct call's reach");
     dispatchers(report)?;
     report.end_group("dispatchers");
@@ -96,6 +98,32 @@ fn far_programs(report: &mut Report) -> Result<(), Failure> {
             };
             let far = ("far program", protection);
             with_program(report, &mut lab, far, (&function, target), &expected)?;
+        }
+    }
+    Ok(())
+}
+
+/// So does what replaces a function and can only be jumped to through a register.
+fn far_replacement(report: &mut Report) -> Result<(), Failure> {
+    for protection in PROTECTIONS {
+        for preamble in [Preamble::Endbr64, Preamble::None] {
+            let mut lab = Lab::new();
+            let target = lab.function(Shape { preamble, slot: None }, 0)?.entry;
+            let target = far().start + (target - paging::images().start);
+            let function = lab.function(PLAIN, INDEX)?;
+            let jump = lab.emit(0, |code| {
+                let start = code.here();
+                replacement(code, target)?;
+                Ok(start)
+            })?;
+            patch(function.site(), &jmp_bytes(function.site(), jump)?);
+            let caller = lab.caller(PLAIN.preamble.check())?;
+            let code = Code { address: caller.start, target: function.entry };
+            let expected = match preamble {
+                Preamble::None => Expected::NoLandingPad(target),
+                _ => Expected::Returns(SUM),
+            };
+            report.case("far replacement", protection, code, &expected);
         }
     }
     Ok(())
