@@ -37,8 +37,7 @@ pub struct Interrupted {
     pub rip: u64,
     cs: u64,
     rflags: u64,
-    /// The stack pointer.
-    pub rsp: u64,
+    rsp: u64,
     ss: u64,
 }
 
@@ -46,6 +45,15 @@ impl Interrupted {
     /// Whether the next instruction is in `range`.
     pub fn is_in(&self, range: &Range) -> bool {
         range.contains(&self.rip)
+    }
+
+    /// Pushes `word` on the stack that was interrupted. For the breakpoint trap, whose handler
+    /// has another.
+    pub fn push(&mut self, word: u64) {
+        self.rsp = self.rsp.wrapping_sub(8);
+        let slot = core::ptr::with_exposed_provenance_mut::<u64>(self.rsp as usize);
+        // SAFETY: the kernel has no red zone, so the word below its stack pointer is free.
+        unsafe { slot.write(word) };
     }
 
     /// What is in `rdi`.

@@ -62,10 +62,7 @@ fn breakpoint(interrupted: &mut Interrupted) {
             &PASSED
         }
         Resume::Call { target, return_to } => {
-            interrupted.rsp = interrupted.rsp.wrapping_sub(8);
-            let slot = core::ptr::with_exposed_provenance_mut::<u64>(interrupted.rsp as usize);
-            // SAFETY: the kernel has no red zone, so the word below its stack pointer is free.
-            unsafe { slot.write(return_to) };
+            interrupted.push(return_to);
             interrupted.rip = target;
             &CALLED
         }

@@ -5,9 +5,12 @@
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
+use fentry::patch::Resume;
 use machine::cpu;
 use machine::paging::{self, PAGE, Rights};
-use machine::traps::Interrupted;
+use machine::traps::{BREAKPOINT, Interrupted};
+
+use crate::patching::TRAPS;
 
 /// `IA32_S_CET`, its bits for the shadow stack and for landing pads, and `IA32_PL0_SSP` (Intel
 /// SDM volume 4, 2.1; volume 1, chapter 17).
@@ -155,11 +158,30 @@ extern "C" fn trap(interrupted: &mut Interrupted) {
     // SAFETY: what is interrupted does not go on.
     let stage = unsafe { &mut *CURRENT.0.get() };
     let Stage::Running = *stage else { interrupted.unexpected() };
+    if interrupted.vector == BREAKPOINT && resumed(interrupted) {
+        return;
+    }
     let &mut Interrupted { vector, error, rip: at, .. } = interrupted;
     let first_argument = interrupted.first_argument();
     *stage = Stage::Trapped(Outcome::Trapped { vector, error, at, first_argument });
     // SAFETY: an attempt is in progress.
     unsafe { abandon() }
+}
+
+/// Goes on as the resolver says, if the breakpoint is a batch's.
+fn resumed(interrupted: &mut Interrupted) -> bool {
+    let site = interrupted.rip - 1;
+    // SAFETY: an instruction was fetched from there, in emitted code.
+    let reread = || unsafe { paging::alias(site).read_volatile() };
+    match TRAPS.resolve(site, reread) {
+        Resume::At(address) => interrupted.rip = address,
+        Resume::Call { target, return_to } => {
+            interrupted.push(return_to);
+            interrupted.rip = target;
+        }
+        _ => return false,
+    }
+    true
 }
 
 /// Where emitted code is seen again, too far from the kernel for a direct call.

@@ -17,6 +17,7 @@ use machine::paging::Range;
 
 use crate::attempt::Protection;
 use crate::lab::{Failure, Function, Lab, Shape, patch};
+use crate::patching;
 use crate::preambles::{GENERATIONS, HASH, PROTECTIONS, other_hash};
 use crate::report::{ARGUMENTS, Code, Expected, Report, SUM};
 
@@ -97,6 +98,7 @@ pub fn all(report: &mut Report) -> Result<(), Failure> {
             replaced(report, protection, shape)?;
         }
         unbalanced(report, shape)?;
+        patching::while_patched(report, shape)?;
         report.end_group(name);
     }
     Ok(())
@@ -194,8 +196,17 @@ pub fn call_site(function: &Function, target: u64) -> Result<(), Failure> {
 /// The entry body, called by the patch site or by way of a thunk.
 fn entry_only(report: &mut Report, protection: Protection, shape: Shape) -> Result<(), Failure> {
     let (mut lab, function) = function(shape)?;
+    let called = entry_image(&mut lab, &function)?;
+    call_site(&function, called)?;
+    let hooked = ("entry", protection);
+    let ran = Expected::Returns(SUM + COOKIE);
+    through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+}
+
+/// Emits an entry body, and a thunk where the function has no slot; what the patch site calls.
+pub fn entry_image(lab: &mut Lab, function: &Function) -> Result<u64, Failure> {
     let body = EntryBody {
-        index: index_from(&function),
+        index: index_from(function),
         return_to_entry: function.layout.return_to_entry(),
         vectors: Vectors::Untouched,
         calls: &entry_program(),
@@ -206,20 +217,16 @@ fn entry_only(report: &mut Report, protection: Protection, shape: Shape) -> Resu
         Ok(start)
     })?;
     if function.layout.slot_kind().is_some() {
-        call_site(&function, body)?;
-    } else {
-        let thunk = lab.emit(0, |code| {
-            let start = code.here();
-            entry_thunk(code, INDEX)?;
-            Ok(start)
-        })?;
-        let jump = thunk + THUNK_JUMP as u64;
-        patch(jump, &jmp_bytes(jump, body)?);
-        call_site(&function, thunk)?;
+        return Ok(body);
     }
-    let hooked = ("entry", protection);
-    let ran = Expected::Returns(SUM + COOKIE);
-    through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+    let thunk = lab.emit(0, |code| {
+        let start = code.here();
+        entry_thunk(code, INDEX)?;
+        Ok(start)
+    })?;
+    let jump = thunk + THUNK_JUMP as u64;
+    patch(jump, &jmp_bytes(jump, body)?);
+    Ok(thunk)
 }
 
 const SIDE_STACK: SideStackPlace = SideStackPlace { thread_offset: 0, make: None };
@@ -231,8 +238,8 @@ fn entry_and_exit(
     shape: Shape,
 ) -> Result<(), Failure> {
     let (mut lab, function) = function(shape)?;
-    let origin = function.layout.origin(Entry::new(function.entry)).get();
-    jump_to_thunk(&mut lab, &function, origin, [&entry_program(), &[], &exit_program()])?;
+    let thunk = balanced_image(&mut lab, &function)?;
+    patch(function.site(), &jmp_bytes(function.site(), thunk)?);
     let hooked = ("entry and exit", protection);
     let ran = Expected::Returns(SUM + 2 * COOKIE);
     through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
@@ -244,8 +251,19 @@ fn jump_to_thunk(
     lab: &mut Lab,
     function: &Function,
     origin: u64,
-    [entries, modify, exits]: [&[ProgramCall]; 3],
+    programs: [&[ProgramCall]; 3],
 ) -> Result<(), Failure> {
+    let thunk = exit_image(lab, origin, programs)?;
+    patch(function.site(), &jmp_bytes(function.site(), thunk)?);
+    Ok(())
+}
+
+/// Emits both bodies and a thunk; what the patch site jumps to.
+fn exit_image(
+    lab: &mut Lab,
+    origin: u64,
+    [entries, modify, exits]: [&[ProgramCall]; 3],
+) -> Result<u64, Failure> {
     let bodies = SideStackBodies {
         functions: CookiePlace { column: ENTRIES.as_ptr() as u64, stride: Stride::Eight },
         side_stack: SIDE_STACK,
@@ -255,13 +273,17 @@ fn jump_to_thunk(
         exits,
     };
     let bodies = lab.emit(0, |code| bodies.emit(code))?;
-    let thunk = lab.emit(0, |code| {
+    lab.emit(0, |code| {
         let start = code.here();
         exit_thunk(code, INDEX, bodies, Origin::new(origin))?;
         Ok(start)
-    })?;
-    patch(function.site(), &jmp_bytes(function.site(), thunk)?);
-    Ok(())
+    })
+}
+
+/// Emits what a function with programs at entry and exit jumps to.
+pub fn balanced_image(lab: &mut Lab, function: &Function) -> Result<u64, Failure> {
+    let origin = function.layout.origin(Entry::new(function.entry)).get();
+    exit_image(lab, origin, [&entry_program(), &[], &exit_program()])
 }
 
 /// The origin is skipped, for what a program returns in its place.

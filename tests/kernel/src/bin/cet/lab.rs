@@ -1,5 +1,6 @@
 //! Emitting functions, their callers, and images, to run them once.
 
+use core::convert::Infallible;
 use core::fmt::{self, Display};
 
 use fentry::addr::Entry;
@@ -11,6 +12,7 @@ use fentry::encode::x86_64::{
 use fentry::encode::{CodeBuffer, EncodeError};
 use fentry::layout::{EntryLayout, LandingPad, LayoutError, LayoutSpec, SlotKind};
 use fentry::metadata::SlotState;
+use fentry::patch::PatchError;
 use machine::paging::{self, Range};
 
 /// Why a case could not be made.
@@ -18,6 +20,7 @@ pub enum Failure {
     Emit(EmitError),
     Layout(LayoutError),
     Hardening(HardeningError),
+    Patch(PatchError<Infallible, Infallible>),
     /// The memory for emitted code is used up.
     Room,
 }
@@ -28,6 +31,7 @@ impl Display for Failure {
             Self::Emit(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Hardening(error) => error.fmt(f),
+            Self::Patch(error) => error.fmt(f),
             Self::Room => f.write_str("no room for emitted code; make more in kernel.ld"),
         }
     }

@@ -7,6 +7,7 @@
 mod attempt;
 mod images;
 mod lab;
+mod patching;
 mod preambles;
 mod report;
 mod tables;
