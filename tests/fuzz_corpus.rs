@@ -49,6 +49,11 @@ fn entry_body() {
 }
 
 #[test]
+fn guarded() {
+    replay("guarded", checks::guarded::check);
+}
+
+#[test]
 fn slot() {
     replay("slot", checks::slot::check);
 }

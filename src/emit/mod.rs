@@ -6,6 +6,11 @@
 //!
 //! What an image hands to a program is a [`Context`] at a function's entry, and an
 //! [`ExitContext`] at its return.
+//!
+//! Emitted code can meet the hardening rules of the program that it runs in: what entries that
+//! indirect calls may reach begin with ([`x86_64::Preamble`], [`aarch64::Preamble`]), and what is
+//! done to branches ([`Mitigations`], applied by [`x86_64::Hardening`] and
+//! [`aarch64::Hardening`]).
 
 pub mod aarch64;
 mod context;

@@ -78,7 +78,7 @@ impl Hardening {
             autiasp(code)?;
         }
         ret(code, Reg::LR)?;
-        self.stop(code)
+        self.emit_stop(code)
     }
 
     /// Emits a jump to `target`. `SLS` adds nothing to direct branches, as in gcc and clang
@@ -108,7 +108,7 @@ impl Hardening {
     pub fn emit_indirect_jump(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         self.check(code)?;
         br(code, TARGET)?;
-        self.stop(code)
+        self.emit_stop(code)
     }
 
     /// Emits a call of the function whose entry is in [`TARGET`], behind its check. What the
@@ -134,7 +134,7 @@ impl Hardening {
     }
 
     /// What speculation stops at (`-mharden-sls=retbr` of gcc and clang).
-    fn stop(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+    pub(super) fn emit_stop(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         if self.has(Mitigations::SLS) {
             dsb_sy(code)?;
             isb(code)?;

@@ -13,7 +13,7 @@ use fentry::encode::aarch64::{Reg, mov_imm64};
 /// Where the code is; the first instruction is the program's first.
 pub const CODE: u64 = 0x40_1000;
 /// Bytes of it.
-pub const SIZE: usize = 0x1000;
+pub const SIZE: usize = 0x4000;
 /// A page of zeroes that can be written.
 pub const DATA: u64 = CODE + SIZE as u64;
 
@@ -101,8 +101,25 @@ fn elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
+/// Writes the first `len` bytes of the data to standard output.
+pub fn write_data(code: &mut CodeBuffer<'_>, len: u64) {
+    for (register, value) in [(Reg::X0, 1), (Reg::X1, DATA), (Reg::X2, len)] {
+        mov_imm64(code, register, value).unwrap();
+    }
+    system_call(code, 64);
+}
+
 /// Runs the program that `emit` emits at [`CODE`].
 pub fn run(emulator: &str, name: &str, emit: impl FnOnce(&mut CodeBuffer<'_>)) -> End {
+    run_and_read(emulator, name, emit).0
+}
+
+/// The same, with what the program writes.
+pub fn run_and_read(
+    emulator: &str,
+    name: &str,
+    emit: impl FnOnce(&mut CodeBuffer<'_>),
+) -> (End, Vec<u8>) {
     let mut bytes = [0; SIZE];
     let mut code = CodeBuffer::new(&mut bytes, CODE);
     emit(&mut code);
@@ -118,9 +135,10 @@ pub fn run(emulator: &str, name: &str, emit: impl FnOnce(&mut CodeBuffer<'_>)) -
         .output()
         .expect("the emulator ran a moment ago");
     let _ = fs::remove_file(path);
-    match (output.status.code(), output.status.signal()) {
+    let end = match (output.status.code(), output.status.signal()) {
         (Some(code), _) => End::Exit(code),
         (_, Some(signal)) => End::Signal(signal),
         _ => panic!("{:?}", output.status),
-    }
+    };
+    (end, output.stdout)
 }

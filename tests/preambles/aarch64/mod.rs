@@ -2,6 +2,8 @@
 
 mod clang;
 mod emulator;
+mod entry_body;
+mod golden;
 mod run;
 
 use fentry::emit::Mitigations;
