@@ -123,7 +123,7 @@ fn run() -> Result<(), Failure> {
         cores::wait_outside(processors, 100);
         seen = WRONG.load(Ordering::Relaxed);
     })?;
-    WRONG.store(0, Ordering::Relaxed);
+    workers::forget_wrong();
 
     let first = operator.engine.parts().text.patched;
     let mut patches = 0;
@@ -142,6 +142,7 @@ fn run() -> Result<(), Failure> {
     }
     cores::wait_outside(processors, 1);
 
+    workers::print_wrong();
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let parts = operator.engine.parts();
     println!("batches                       {rounds}");

@@ -1,8 +1,8 @@
 //! What the other processors do: call hooked functions without pause, and check every result.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use machine::cpu;
+use machine::{cpu, println};
 
 use crate::cores;
 use crate::functions::{FUNCTIONS, PROGRAMS, call, expected};
@@ -22,6 +22,41 @@ pub static SETTLED: AtomicU64 = AtomicU64::new(0);
 pub static CHANGING: AtomicU64 = AtomicU64::new(0);
 /// Results that were none of those which were possible.
 pub static WRONG: AtomicU64 = AtomicU64::new(0);
+
+/// The first of them.
+static FIRST: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+/// How many there have been.
+static NOTED: AtomicUsize = AtomicUsize::new(0);
+
+/// Notes a wrong result of function `number`: what it had before the call and after it, and
+/// which programs' result it is.
+fn note(number: usize, before: State, after: State, ran: Option<u8>) {
+    if let Some(place) = FIRST.get(NOTED.fetch_add(1, Ordering::Relaxed)) {
+        let programs = [before.before, before.after, after.before, after.after];
+        let programs = u64::from(u32::from_le_bytes(programs));
+        let ran = u64::from(ran.unwrap_or(u8::MAX));
+        place.store(programs << 32 | ran << 24 | number as u64, Ordering::Relaxed);
+    }
+}
+
+/// Forgets what was wrong until now.
+pub fn forget_wrong() {
+    WRONG.store(0, Ordering::Relaxed);
+    NOTED.store(0, Ordering::Relaxed);
+}
+
+/// Prints the first wrong results.
+pub fn print_wrong() {
+    let noted = NOTED.load(Ordering::Relaxed);
+    for place in FIRST.iter().take(noted) {
+        let noted = place.load(Ordering::Relaxed);
+        let [before, during, still, after] = ((noted >> 32) as u32).to_le_bytes();
+        let (ran, number) = (noted >> 24 & 0xff, noted & 0xff_ffff);
+        println!(
+            "wrong: function {number}: programs {before}->{during}, then {still}->{after}; ran {ran}"
+        );
+    }
+}
 
 /// Which programs a function has: before a change and after it, the same when none is in
 /// progress. The version tells two states with the same programs apart.
@@ -96,7 +131,10 @@ pub fn work(processor: usize) -> ! {
                 (good, &mut changing)
             };
             *count += 1;
-            wrong += u64::from(!good);
+            if !good {
+                wrong += 1;
+                note(number, before, after, (0..=PROGRAMS).find(|&programs| is(programs)));
+            }
         }
         SETTLED.fetch_add(settled, Ordering::Relaxed);
         CHANGING.fetch_add(changing, Ordering::Relaxed);
