@@ -103,6 +103,11 @@ pub fn spec(number: usize) -> Option<FunctionSpec> {
     Some(described(entry(number)?, layout, nop))
 }
 
+/// Whether function `number` has padding, and so a slot.
+pub const fn has_slot(number: usize) -> bool {
+    number < 1536
+}
+
 /// What the engine is told of the function that must not be hooked.
 pub fn forbidden() -> FunctionSpec {
     described(not_hookable as unsafe extern "C" fn() as usize as u64, IBT, SiteNop::FiveByte)

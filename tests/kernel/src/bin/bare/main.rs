@@ -22,7 +22,7 @@ use machine::traps::{BREAKPOINT, Interrupted, SYNCHRONISE};
 use machine::{apic, paging, println};
 
 use operator::{Failure, Operator};
-use workers::{BEGIN, CHANGING, SETTLED, WRONG};
+use workers::{BEGIN, CHANGING, NEITHER, SETTLED, WRONG};
 
 /// How many sites are rewritten.
 const PATCHES: u64 = 1_000_000;
@@ -150,6 +150,7 @@ fn run() -> Result<(), Failure> {
     println!("images freed, most at once    {}, {}", operator.freed, parts.images.most);
     println!("calls while nothing changed   {}", read(&SETTLED));
     println!("calls during a change         {}", read(&CHANGING));
+    println!("  of these, by no program     {}", read(&NEITHER));
     println!(
         "traps: passed, called, retry  {}, {}, {}",
         read(&PASSED),

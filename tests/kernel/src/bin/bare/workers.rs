@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use machine::{cpu, println};
 
 use crate::cores;
-use crate::functions::{FUNCTIONS, PROGRAMS, call, expected};
+use crate::functions::{FUNCTIONS, PROGRAMS, STAMP, call, expected, has_slot};
 use crate::random::Random;
 
 /// What is attached to each function, as the operator announces it: see [`State`].
@@ -20,6 +20,8 @@ pub static BEGIN: AtomicBool = AtomicBool::new(false);
 /// Calls made while nothing changed, and calls during which something did.
 pub static SETTLED: AtomicU64 = AtomicU64::new(0);
 pub static CHANGING: AtomicU64 = AtomicU64::new(0);
+/// Calls that no program ran for, because both places where a function changes were in between.
+pub static NEITHER: AtomicU64 = AtomicU64::new(0);
 /// Results that were none of those which were possible.
 pub static WRONG: AtomicU64 = AtomicU64::new(0);
 
@@ -112,7 +114,6 @@ pub fn work(processor: usize) -> ! {
     }
     let mut random = Random::new(processor as u64);
     loop {
-        let (mut settled, mut changing, mut wrong) = (0, 0, 0);
         for _ in 0..PASS {
             let number = random.below(FUNCTIONS as u64) as usize;
             let arguments = [random.next(), random.next(), random.next()];
@@ -120,25 +121,50 @@ pub fn work(processor: usize) -> ! {
             let result = call(number, arguments);
             let after = State::read(number);
             let is = |programs| result == Some(expected(number, arguments, programs));
-            let (good, count) = if before == after && before.before == before.after {
-                (is(before.after), &mut settled)
-            } else {
-                // A call may meet any programs that the function had meanwhile. Where they
-                // changed more than once, that is any.
-                let one = after.version <= before.version + 1;
-                let possible = [before.before, before.after, after.before, after.after];
-                let good = possible.into_iter().any(is) || (!one && (0..=PROGRAMS).any(is));
-                (good, &mut changing)
+            let count = match judge(number, [before, after], is) {
+                Verdict::Settled => &SETTLED,
+                Verdict::Changing => &CHANGING,
+                Verdict::Neither => &NEITHER,
+                Verdict::Wrong => {
+                    note(number, before, after, (0..=PROGRAMS).find(|&programs| is(programs)));
+                    &WRONG
+                }
             };
-            *count += 1;
-            if !good {
-                wrong += 1;
-                note(number, before, after, (0..=PROGRAMS).find(|&programs| is(programs)));
-            }
+            count.fetch_add(1, Ordering::Relaxed);
         }
-        SETTLED.fetch_add(settled, Ordering::Relaxed);
-        CHANGING.fetch_add(changing, Ordering::Relaxed);
-        WRONG.fetch_add(wrong, Ordering::Relaxed);
         cores::outside(processor);
     }
+}
+
+/// What a call was.
+enum Verdict {
+    /// Right, and the function's programs did not change.
+    Settled,
+    /// Right, for they changed.
+    Changing,
+    /// None ran, while they changed.
+    Neither,
+    /// None of what is possible.
+    Wrong,
+}
+
+/// Judges a call of function `number`, which had `before` before it and `after` behind it, and
+/// whose result `is` that of the programs that ran.
+fn judge(number: usize, [before, after]: [State; 2], is: impl Fn(u8) -> bool) -> Verdict {
+    if before == after && before.before == before.after {
+        return if is(before.after) { Verdict::Settled } else { Verdict::Wrong };
+    }
+    // A call may meet any programs that the function had meanwhile; where they changed more than
+    // once, that is any.
+    let met = [before.before, before.after, after.before, after.after];
+    let once = after.version <= before.version + 1;
+    if met.into_iter().any(&is) || (!once && (0..=PROGRAMS).any(&is)) {
+        return Verdict::Changing;
+    }
+    // Without padding, a function has two places that change, its patch site and its thunk's
+    // jump, if programs at the exit come or go. A call that meets one before the change and the
+    // other after it runs none.
+    let exits = met.map(|programs| programs & STAMP);
+    let other_form = exits.contains(&0) && exits.contains(&STAMP);
+    if !has_slot(number) && other_form && is(0) { Verdict::Neither } else { Verdict::Wrong }
 }
