@@ -150,7 +150,7 @@ fn run() -> Result<(), Failure> {
     println!("images freed, most at once    {}, {}", operator.freed, parts.images.most);
     println!("calls while nothing changed   {}", read(&SETTLED));
     println!("calls during a change         {}", read(&CHANGING));
-    println!("  of these, by no program     {}", read(&NEITHER));
+    println!("calls that met half a change  {}", read(&NEITHER));
     println!(
         "traps: passed, called, retry  {}, {}, {}",
         read(&PASSED),
