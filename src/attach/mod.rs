@@ -28,6 +28,7 @@
 //! lanes stay as they are until the embedder says, with [`Engine::quiesced`], that every
 //! thread has been seen outside.
 
+mod describe;
 mod edit;
 #[doc = include_str!("embedder.md")]
 pub mod embedding {}
