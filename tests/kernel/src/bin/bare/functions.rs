@@ -101,7 +101,7 @@ pub fn spec(number: usize) -> Option<FunctionSpec> {
         _ => (IBT_UNPADDED, SiteNop::OneByte),
     };
     // Of some it is known that they have no arguments on the stack: state is then kept there.
-    let stack_arguments = (number % 3 == 0).then_some(0);
+    let stack_arguments = number.is_multiple_of(3).then_some(0);
     Some(FunctionSpec { stack_arguments, ..described(entry(number)?, layout, nop) })
 }
 

@@ -6,20 +6,22 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
-    Bhi, CalledTrampoline, Check, EntryBody, FineIbt, Kcfi, Preamble, SideStack, SideStackBodies,
+    Bodies, CalledTrampoline, Check, EntryBody, FrameBodies, SideStack, SideStackBodies,
     SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk, replacement,
 };
 use fentry::emit::{Context, CookiePlace, ExitContext, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::x86_64::{call_bytes, jmp_bytes};
-use fentry::layout::LandingPad;
+use fentry::layout::named::{NAMED, Named};
+use fentry::layout::{Arch, Config};
 use machine::cpu::{FS_BASE, write_msr};
 use machine::paging::Range;
 
 use crate::attempt::Protection;
-use crate::lab::{Failure, Function, Lab, Shape, patch};
+use crate::lab::{Failure, Function, Lab, patch};
 use crate::patching;
-use crate::preambles::{GENERATIONS, HASH, PROTECTIONS, other_hash};
+use crate::preambles::{PROTECTIONS, other_hash};
 use crate::report::{ARGUMENTS, Code, Expected, Report, SUM};
+use crate::shape::{self, CALLS, SHIFT};
 
 /// The index of the functions here, and the cookie that their programs get with it.
 pub const INDEX: u32 = 5;
@@ -90,52 +92,26 @@ pub fn all(report: &mut Report) -> Result<(), Failure> {
     }
     // SAFETY: emitted code finds `OWN` there, and compiled code does not look.
     unsafe { write_msr(FS_BASE, &raw const OWN as u64) };
-    for (name, shape) in shapes() {
+    let is_ours = |named: &&Named| named.config.arch() == Arch::X86_64 && named.config.site() > 0;
+    for Named { name, config } in NAMED.iter().filter(is_ours) {
         for protection in PROTECTIONS {
-            entry_only(report, protection, shape)?;
-            entry_and_exit(report, protection, shape)?;
-            skipped(report, protection, shape)?;
-            replaced(report, protection, shape)?;
+            as_compiled(report, protection, config)?;
+            entry_only(report, protection, config)?;
+            entry_and_exit(report, protection, config)?;
+            skipped(report, protection, config)?;
+            replaced(report, protection, config)?;
         }
-        unbalanced(report, shape)?;
-        patching::while_patched(report, shape)?;
+        unbalanced(report, config)?;
+        patching::while_patched(report, config)?;
         report.end_group(name);
     }
     Ok(())
 }
 
-/// What functions look like in the builds that indirect calls are checked in.
-fn shapes() -> [(&'static str, Shape); 10] {
-    let kcfi = Preamble::Kcfi(Kcfi {
-        hash: HASH,
-        arity: None,
-        padding: 11,
-        landing_pad: LandingPad::Endbr64,
-    });
-    let fineibt = GENERATIONS
-        .map(|generation| Preamble::FineIbt(FineIbt { hash: HASH, generation, bhi: Bhi::None }));
-    let [original, short, udb] = fineibt;
-    let [_, _, generation] = GENERATIONS;
-    let bhi = FineIbt { hash: HASH, generation, bhi: Bhi::FirstArgument };
-    let shape = |preamble, slot| Shape { preamble, slot };
-    [
-        ("hooked: IBT, padding of 16", shape(Preamble::Endbr64, Some(16))),
-        ("hooked: IBT, no padding", shape(Preamble::Endbr64, None)),
-        ("hooked: kCFI, slot behind the hash", shape(kcfi, Some(5))),
-        ("hooked: FineIBT 6.2, aligned to 16", shape(original, None)),
-        ("hooked: FineIBT 6.15, aligned to 16", shape(short, None)),
-        ("hooked: FineIBT 7.2, aligned to 16", shape(udb, None)),
-        ("hooked: FineIBT 6.2, aligned to 32", shape(original, Some(32))),
-        ("hooked: FineIBT 6.15, aligned to 32", shape(short, Some(32))),
-        ("hooked: FineIBT 7.2 with bhi, aligned to 32", shape(Preamble::FineIbt(bhi), Some(32))),
-        ("hooked: FineIBT 7.2, aligned to 32", shape(udb, Some(32))),
-    ]
-}
-
 /// An empty lab with one function, known by its index.
-pub fn function(shape: Shape) -> Result<(Lab, Function), Failure> {
+pub fn function(config: &Config) -> Result<(Lab, Function), Failure> {
     let mut lab = Lab::new();
-    let function = lab.function(shape, INDEX)?;
+    let function = shape::function(&mut lab, config, INDEX)?;
     if let Some(entry) = ENTRIES.get(INDEX as usize) {
         entry.store(function.entry, Ordering::Relaxed);
     }
@@ -158,33 +134,58 @@ pub fn index_from(function: &Function) -> IndexFrom {
 }
 
 /// Calls the function as its callers do, and as they must not.
-fn through_preamble(
+fn call(
     report: &mut Report,
     lab: &mut Lab,
     (what, protection): (&str, Protection),
-    (shape, function): (Shape, &Function),
+    function: &Function,
     expected: &Expected,
 ) -> Result<(), Failure> {
-    let caller = lab.caller(shape.preamble.check())?;
-    let code = Code { address: caller.start, target: function.entry };
-    report.case(what, protection, code, expected);
-    let check = other_hash(shape.preamble.check());
-    let wrong = lab.caller(check)?;
-    let trap = match check {
-        Check::Kcfi { .. } => Some(Expected::OtherHash(wrong.clone())),
-        Check::FineIbt { .. } => Some(Expected::OtherHash(function.range.clone())),
-        _ => None,
+    let entry = function.entry;
+    let right = lab.right_caller(function)?;
+    report.case(what, protection, Code { address: right.start, target: entry }, expected);
+    let mut misuse = |what, check, target, expected: &dyn Fn(&Range) -> Expected| {
+        let caller = lab.caller(check)?;
+        let code = Code { address: caller.start, target };
+        report.case(what, protection, code, &expected(&caller));
+        Ok::<(), Failure>(())
     };
-    if let Some(trap) = trap {
-        let code = Code { address: wrong.start, target: function.entry };
-        report.case("wrong hash", protection, code, &trap);
+    match function.check.map(other_hash) {
+        Some(check @ Check::Kcfi { .. }) => {
+            misuse("wrong hash", check, entry, &|caller| Expected::OtherHash(caller.clone()))?;
+        }
+        Some(check @ Check::FineIbt { .. }) => {
+            misuse("wrong hash", check, entry, &|_| Expected::OtherHash(function.traps.clone()))?;
+        }
+        _ => {}
     }
     if protection.landing_pads {
-        let past = function.entry + 4;
-        let caller = lab.caller(Check::None)?;
-        let code = Code { address: caller.start, target: past };
-        report.case("past the landing pad", protection, code, &Expected::NoLandingPad(past));
+        let missed = |target| move |_: &Range| Expected::NoLandingPad(target);
+        if !matches!(function.check, Some(Check::None | Check::Kcfi { .. })) {
+            misuse("no landing pad at the entry", Check::None, entry, &missed(entry))?;
+        }
+        let site = function.site();
+        if site != entry {
+            misuse("past the landing pad", Check::None, site, &missed(site))?;
+        }
     }
+    Ok(())
+}
+
+/// Not hooked, and entered before the entry where calls are counted there.
+fn as_compiled(
+    report: &mut Report,
+    protection: Protection,
+    config: &Config,
+) -> Result<(), Failure> {
+    let (mut lab, function) = function(config)?;
+    call(report, &mut lab, ("not hooked", protection), &function, &Expected::Returns(SUM))?;
+    let Some(counting) = config.call_depth() else { return Ok(()) };
+    CALLS.store(3 << SHIFT, Ordering::Relaxed);
+    let caller = lab.direct_caller(function.entry - u64::from(counting.size()))?;
+    let code = Code { address: caller.start, target: 0 };
+    report.case("counted", protection, code, &Expected::Returns(SUM));
+    report.note(CALLS.load(Ordering::Relaxed) == 3, false);
     Ok(())
 }
 
@@ -194,13 +195,13 @@ pub fn call_site(function: &Function, target: u64) -> Result<(), Failure> {
 }
 
 /// The entry body, called by the patch site or by way of a thunk.
-fn entry_only(report: &mut Report, protection: Protection, shape: Shape) -> Result<(), Failure> {
-    let (mut lab, function) = function(shape)?;
+fn entry_only(report: &mut Report, protection: Protection, config: &Config) -> Result<(), Failure> {
+    let (mut lab, function) = function(config)?;
     let called = entry_image(&mut lab, &function)?;
     call_site(&function, called)?;
     let hooked = ("entry", protection);
     let ran = Expected::Returns(SUM + COOKIE);
-    through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+    call(report, &mut lab, hooked, &function, &ran)
 }
 
 /// Emits an entry body, and a thunk where the function has no slot; what the patch site calls.
@@ -235,14 +236,24 @@ const SIDE_STACK: SideStackPlace = SideStackPlace { thread_offset: 0, make: None
 fn entry_and_exit(
     report: &mut Report,
     protection: Protection,
-    shape: Shape,
+    config: &Config,
 ) -> Result<(), Failure> {
-    let (mut lab, function) = function(shape)?;
-    let thunk = balanced_image(&mut lab, &function)?;
-    patch(function.site(), &jmp_bytes(function.site(), thunk)?);
-    let hooked = ("entry and exit", protection);
-    let ran = Expected::Returns(SUM + 2 * COOKIE);
-    through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+    for kept in [Kept::SideStack, Kept::Stack] {
+        let (mut lab, function) = function(config)?;
+        let programs: [&[_]; 3] = [&entry_program(), &[], &exit_program()];
+        jump_to_thunk(&mut lab, &function, (kept, origin(&function)), programs)?;
+        let hooked = ("entry and exit", protection);
+        let ran = Expected::Returns(SUM + 2 * COOKIE);
+        call(report, &mut lab, hooked, &function, &ran)?;
+    }
+    Ok(())
+}
+
+/// Where the state of a call is kept that has programs at its exit.
+#[derive(Clone, Copy)]
+enum Kept {
+    SideStack,
+    Stack,
 }
 
 /// Leads the function to a thunk, which goes on at `origin`, and to bodies with these programs:
@@ -250,10 +261,10 @@ fn entry_and_exit(
 fn jump_to_thunk(
     lab: &mut Lab,
     function: &Function,
-    origin: u64,
+    (kept, origin): (Kept, u64),
     programs: [&[ProgramCall]; 3],
 ) -> Result<(), Failure> {
-    let thunk = exit_image(lab, origin, programs)?;
+    let thunk = exit_image(lab, (kept, origin), programs)?;
     patch(function.site(), &jmp_bytes(function.site(), thunk)?);
     Ok(())
 }
@@ -261,18 +272,21 @@ fn jump_to_thunk(
 /// Emits both bodies and a thunk; what the patch site jumps to.
 fn exit_image(
     lab: &mut Lab,
-    origin: u64,
+    (kept, origin): (Kept, u64),
     [entries, modify, exits]: [&[ProgramCall]; 3],
 ) -> Result<u64, Failure> {
-    let bodies = SideStackBodies {
-        functions: CookiePlace { column: ENTRIES.as_ptr() as u64, stride: Stride::Eight },
-        side_stack: SIDE_STACK,
-        vectors: Vectors::Untouched,
-        entries,
-        modify,
-        exits,
-    };
-    let bodies = lab.emit(0, |code| bodies.emit(code))?;
+    let functions = CookiePlace { column: ENTRIES.as_ptr() as u64, stride: Stride::Eight };
+    let vectors = Vectors::Untouched;
+    let bodies: Bodies = lab.emit(0, |code| match kept {
+        Kept::SideStack => {
+            let side_stack = SIDE_STACK;
+            SideStackBodies { functions, side_stack, vectors, entries, modify, exits }.emit(code)
+        }
+        Kept::Stack => {
+            let stack_arguments = 0;
+            FrameBodies { functions, stack_arguments, vectors, entries, modify, exits }.emit(code)
+        }
+    })?;
     lab.emit(0, |code| {
         let start = code.here();
         exit_thunk(code, INDEX, bodies, Origin::new(origin))?;
@@ -282,34 +296,41 @@ fn exit_image(
 
 /// Emits what a function with programs at entry and exit jumps to.
 pub fn balanced_image(lab: &mut Lab, function: &Function) -> Result<u64, Failure> {
-    let origin = function.layout.origin(Entry::new(function.entry)).get();
-    exit_image(lab, origin, [&entry_program(), &[], &exit_program()])
+    exit_image(lab, (Kept::SideStack, origin(function)), [&entry_program(), &[], &exit_program()])
+}
+
+fn origin(function: &Function) -> u64 {
+    function.layout.origin(Entry::new(function.entry)).get()
 }
 
 /// The origin is skipped, for what a program returns in its place.
-fn skipped(report: &mut Report, protection: Protection, shape: Shape) -> Result<(), Failure> {
-    let (mut lab, function) = function(shape)?;
-    let origin = function.layout.origin(Entry::new(function.entry)).get();
+fn skipped(report: &mut Report, protection: Protection, config: &Config) -> Result<(), Failure> {
     let modify = [program(instead as extern "C" fn(_, _) -> _ as usize as u64)];
-    jump_to_thunk(&mut lab, &function, origin, [&entry_program(), &modify, &exit_program()])?;
-    let hooked = ("origin skipped", protection);
-    let ran = Expected::Returns(COOKIE + 1 + COOKIE);
-    through_preamble(report, &mut lab, hooked, (shape, &function), &ran)
+    for kept in [Kept::SideStack, Kept::Stack] {
+        let (mut lab, function) = function(config)?;
+        let programs: [&[_]; 3] = [&entry_program(), &modify, &exit_program()];
+        jump_to_thunk(&mut lab, &function, (kept, origin(&function)), programs)?;
+        let hooked = ("origin skipped", protection);
+        let ran = Expected::Returns(COOKIE + 1 + COOKIE);
+        call(report, &mut lab, hooked, &function, &ran)?;
+    }
+    Ok(())
 }
 
 /// The function is replaced, without programs and with them.
-fn replaced(report: &mut Report, protection: Protection, shape: Shape) -> Result<(), Failure> {
+fn replaced(report: &mut Report, protection: Protection, config: &Config) -> Result<(), Failure> {
     let target = double as extern "C" fn(_) -> _ as usize as u64;
     let [first, _] = ARGUMENTS;
     for programs in [false, true] {
-        let (mut lab, function) = function(shape)?;
+        let (mut lab, function) = function(config)?;
         let jump = lab.emit(0, |code| {
             let start = code.here();
             replacement(code, target)?;
             Ok(start)
         })?;
         let expected = if programs {
-            jump_to_thunk(&mut lab, &function, jump, [&entry_program(), &[], &exit_program()])?;
+            let programs: [&[_]; 3] = [&entry_program(), &[], &exit_program()];
+            jump_to_thunk(&mut lab, &function, (Kept::SideStack, jump), programs)?;
             2 * (first + COOKIE) + COOKIE
         } else {
             patch(function.site(), &jmp_bytes(function.site(), jump)?);
@@ -317,30 +338,30 @@ fn replaced(report: &mut Report, protection: Protection, shape: Shape) -> Result
         };
         let hooked = ("replaced", protection);
         let expected = Expected::Returns(expected);
-        through_preamble(report, &mut lab, hooked, (shape, &function), &expected)?;
+        call(report, &mut lab, hooked, &function, &expected)?;
     }
     Ok(())
 }
 
 /// The forms that unbalance calls and returns: right where nothing looks, and stopped by a
 /// shadow stack, and the swap by landing pads too.
-fn unbalanced(report: &mut Report, shape: Shape) -> Result<(), Failure> {
+fn unbalanced(report: &mut Report, config: &Config) -> Result<(), Failure> {
     let ran = Expected::Returns(SUM + 2 * COOKIE);
     for protection in
         [Protection::NONE, Protection::LANDING_PADS, Protection::SHADOW_STACK, Protection::BOTH]
     {
-        let (mut lab, function) = function(shape)?;
+        let (mut lab, function) = function(config)?;
         let trampoline = called_trampoline(&mut lab, &function)?;
         call_site(&function, trampoline.start)?;
         let expected =
             if protection.shadow_stack { Expected::OtherReturn(trampoline) } else { ran.clone() };
         let skipped = ("called and skipped", protection);
-        through_preamble(report, &mut lab, skipped, (shape, &function), &expected)?;
+        call(report, &mut lab, skipped, &function, &expected)?;
 
         if function.layout.slot_kind().is_none() {
             continue;
         }
-        let (mut lab, function) = self::function(shape)?;
+        let (mut lab, function) = self::function(config)?;
         let swap = SwapBodies {
             index: index_from(&function),
             return_to_entry: function.layout.return_to_entry(),
@@ -351,7 +372,7 @@ fn unbalanced(report: &mut Report, shape: Shape) -> Result<(), Failure> {
         };
         let bodies = lab.emit(0, |code| swap.emit(code))?;
         call_site(&function, bodies.enter)?;
-        let caller = lab.caller(shape.preamble.check())?;
+        let caller = lab.right_caller(&function)?;
         let expected = if protection.shadow_stack {
             Expected::OtherReturn(function.range.clone())
         } else if protection.landing_pads {

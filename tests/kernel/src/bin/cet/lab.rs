@@ -6,12 +6,9 @@ use core::fmt::{self, Display};
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{Check, Preamble, TARGET};
 use fentry::emit::{EmitError, HardeningError};
-use fentry::encode::x86_64::{
-    NOP5, Reg, add_reg, call, call_reg, endbr64, int3, mov_reg_reg, nop, ret,
-};
+use fentry::encode::x86_64::{NOP5, Reg, add_reg, call, call_reg, endbr64, mov_reg_reg, ret};
 use fentry::encode::{CodeBuffer, EncodeError};
-use fentry::layout::{EntryLayout, LandingPad, LayoutError, LayoutSpec, SlotKind};
-use fentry::metadata::SlotState;
+use fentry::layout::{EntryLayout, LandingPad, LayoutError, LayoutSpec};
 use fentry::patch::PatchError;
 use machine::paging::{self, Range};
 
@@ -73,23 +70,19 @@ pub struct Lab {
 pub struct Function {
     /// All of it, preamble and padding included.
     pub range: Range,
+    /// Where it traps if it compares hashes, and finds another than its own.
+    pub traps: Range,
     /// Where what stands at and before its entry is.
     pub layout: EntryLayout,
     pub entry: u64,
+    /// What is done before it is called through a pointer; `None` where it must not be.
+    pub check: Option<Check>,
 }
 
 impl Function {
     pub fn site(&self) -> u64 {
         self.layout.site(Entry::new(self.entry)).get()
     }
-}
-
-/// What a function to be emitted looks like.
-#[derive(Clone, Copy)]
-pub struct Shape {
-    pub preamble: Preamble,
-    /// Bytes from the slot to the entry, where there is a slot.
-    pub slot: Option<u16>,
 }
 
 impl Lab {
@@ -122,36 +115,35 @@ impl Lab {
         Ok(result)
     }
 
-    /// Emits a function with room for a patch site.
-    pub fn function(&mut self, shape: Shape, index: u32) -> Result<Function, Failure> {
-        let Shape { preamble, slot } = shape;
-        let padding = preamble.before_entry().max(slot.unwrap_or(0));
+    /// Emits a function with `preamble`, a patch site behind it, and no slot.
+    pub fn function(&mut self, preamble: Preamble) -> Result<Function, Failure> {
         let at_entry = preamble.size() - preamble.before_entry();
-        let spec = LayoutSpec {
-            padding,
-            slot: slot.map(|slot| (SlotKind::MovEax, slot)),
+        let layout = EntryLayout::new(LayoutSpec {
+            padding: 0,
+            slot: None,
             landing_pad: LandingPad::None,
             site: at_entry,
             site_len: 5,
             origin: at_entry + 5,
-        };
-        let layout = EntryLayout::new(spec)?;
-        let function = self.emit(padding, |code| {
+        })?;
+        self.emit(preamble.before_entry(), |code| {
             let start = code.here();
-            for _ in preamble.before_entry()..padding {
-                nop(code, 1)?;
-            }
             let entry = preamble.emit(code)?;
             code.bytes(&NOP5)?;
             mov_reg_reg(code, Reg::Rax, Reg::Rdi)?;
             add_reg(code, Reg::Rax, Reg::Rsi)?;
             ret(code)?;
-            Ok(Function { range: start..code.here(), layout, entry })
-        })?;
-        if let Some(slot) = layout.slot(Entry::new(function.entry)) {
-            patch(slot.get(), &SlotState::bytes(SlotKind::MovEax, index));
+            let (range, traps) = (start..code.here(), start..entry + 4);
+            Ok(Function { range, traps, layout, entry, check: Some(preamble.check()) })
+        })
+    }
+
+    /// Emits code that calls `function` as it is to be called: through a pointer where that may be.
+    pub fn right_caller(&mut self, function: &Function) -> Result<Range, Failure> {
+        match function.check {
+            Some(check) => self.caller(check),
+            None => self.direct_caller(function.entry),
         }
-        Ok(function)
     }
 
     /// Emits code that calls what is in `r11`, behind `check`.
@@ -173,7 +165,6 @@ impl Lab {
             endbr64(code)?;
             call(code, target)?;
             ret(code)?;
-            int3(code)?;
             Ok(start..code.here())
         })
     }

@@ -10,6 +10,7 @@ mod lab;
 mod patching;
 mod preambles;
 mod report;
+mod shape;
 mod tables;
 
 use machine::console::power_off;
@@ -41,7 +42,7 @@ fn run() {
     attempt::prepare(supported);
     let mut report = Report::default();
     println!("cet kernel");
-    println!("{:<44} {:>6} {:>8}", "", "right", "misused");
+    println!("{:<76} {:>6} {:>8}", "", "right", "misused");
     let done = preambles::all(&mut report)
         .and_then(|()| images::all(&mut report))
         .and_then(|()| tables::all(&mut report));

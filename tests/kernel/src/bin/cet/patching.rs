@@ -5,12 +5,13 @@ use core::convert::Infallible;
 
 use fentry::addr::PatchSite;
 use fentry::encode::x86_64::{NOP5, call_bytes, jmp_bytes};
+use fentry::layout::Config;
 use fentry::patch::{Batch, Cores, PatchError, Poke, Protocol, Text, TrapResolver};
 use machine::paging;
 
 use crate::attempt::Protection;
 use crate::images::{COOKIE, balanced_image, entry_image, function};
-use crate::lab::{Failure, Shape};
+use crate::lab::Failure;
 use crate::report::{Code, Expected, Report, SUM};
 
 /// What the breakpoint handler asks.
@@ -79,12 +80,12 @@ unsafe impl Cores for Calling<'_> {
 
 /// Patches a function's site from one instruction to the next, and calls the function after
 /// each pass, when the new instruction is what counts.
-pub fn while_patched(report: &mut Report, shape: Shape) -> Result<(), Failure> {
-    let (mut lab, function) = function(shape)?;
+pub fn while_patched(report: &mut Report, config: &Config) -> Result<(), Failure> {
+    let (mut lab, function) = function(config)?;
     let site = function.site();
     let call = call_bytes(site, entry_image(&mut lab, &function)?)?;
     let jump = jmp_bytes(site, balanced_image(&mut lab, &function)?)?;
-    let caller = lab.caller(shape.preamble.check())?;
+    let caller = lab.right_caller(&function)?;
     let code = Code { address: caller.start, target: function.entry };
     let steps = [
         (NOP5, call, SUM + COOKIE),

@@ -6,7 +6,7 @@ use fentry::layout::LandingPad;
 use machine::paging::Range;
 
 use crate::attempt::{Outcome, Protection};
-use crate::lab::{Failure, Function, Lab, Shape, patch};
+use crate::lab::{Failure, Function, Lab, patch};
 use crate::report::{ARGUMENTS, Code, Expected, Report, SUM};
 
 /// The hash of the functions here, and the one that wrong callers have.
@@ -70,7 +70,7 @@ fn call(
 
 fn function(preamble: Preamble) -> Result<(Lab, Function), Failure> {
     let mut lab = Lab::new();
-    let function = lab.function(Shape { preamble, slot: None }, 0)?;
+    let function = lab.function(preamble)?;
     Ok((lab, function))
 }
 
@@ -181,7 +181,7 @@ fn fineibt(
         })?;
         let fineibt = fineibt(Bhi::Stub(stub.start));
         let preamble = Preamble::FineIbt(fineibt);
-        let function = lab.function(Shape { preamble, slot: None }, 0)?;
+        let function = lab.function(preamble)?;
         with_fineibt(report, protection, lab, (fineibt, &function), &stub)?;
     }
     Ok(())

@@ -98,6 +98,6 @@ impl Report {
     /// Ends a group of cases.
     pub fn end_group(&mut self, name: &str) {
         let [uses, misuses] = core::mem::take(&mut self.group);
-        println!("{name:<44} {uses:>6} {misuses:>8}");
+        println!("{name:<76} {uses:>6} {misuses:>8}");
     }
 }

@@ -12,14 +12,15 @@ use fentry::emit::{Mitigations, Stride, Vectors};
 use fentry::encode::x86_64::{
     Mem, Reg, add_reg, call, endbr64, int3, jmp_bytes, mov_imm32, mov_load64, mov_store64, ret,
 };
-use fentry::layout::LandingPad;
+use fentry::layout::{Config, LandingPad};
 use machine::paging::{self, Range, Rights};
 
 use crate::attempt::{Protection, far};
 use crate::images::{COOKIE, INDEX, call_site, function, index_from, program};
-use crate::lab::{Failure, Function, Lab, Shape, patch};
+use crate::lab::{Failure, Function, Lab, patch};
 use crate::preambles::{GENERATIONS, HASH, OTHER_HASH, PROTECTIONS};
 use crate::report::{Code, Expected, Report, SUM};
+use crate::shape;
 
 /// Programs by index, for the dispatcher that finds them there.
 static PROGRAMS: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
@@ -48,8 +49,11 @@ fn emitted_program(lab: &mut Lab, preamble: Preamble) -> Result<u64, Failure> {
     })
 }
 
-/// The shape of the functions from here on.
-const PLAIN: Shape = Shape { preamble: Preamble::Endbr64, slot: Some(16) };
+/// What the functions are from here on: a landing pad, and 16 bytes of padding.
+const PLAIN: Config = Config::X86_64
+    .with_padding(16)
+    .with_landing_pad(LandingPad::Endbr64)
+    .with_site(fentry::layout::x86_64::SITE_LEN);
 
 /// Hooks the function with one program, and calls it.
 fn with_program(
@@ -71,7 +75,7 @@ fn with_program(
         Ok(start)
     })?;
     call_site(function, body)?;
-    let caller = lab.caller(PLAIN.preamble.check())?;
+    let caller = lab.right_caller(function)?;
     let code = Code { address: caller.start, target: function.entry };
     report.case(what, protection, code, expected);
     Ok(())
@@ -91,7 +95,7 @@ fn far_programs(report: &mut Report) -> Result<(), Failure> {
                 mapped = paging::map_again(page, far().start, Rights::Execute).is_some();
             }
             let target = far().start + (target - page);
-            let function = lab.function(PLAIN, INDEX)?;
+            let function = shape::function(&mut lab, &PLAIN, INDEX)?;
             let expected = match preamble {
                 Preamble::None => Expected::NoLandingPad(target),
                 _ => ran.clone(),
@@ -108,16 +112,16 @@ fn far_replacement(report: &mut Report) -> Result<(), Failure> {
     for protection in PROTECTIONS {
         for preamble in [Preamble::Endbr64, Preamble::None] {
             let mut lab = Lab::new();
-            let target = lab.function(Shape { preamble, slot: None }, 0)?.entry;
+            let target = lab.function(preamble)?.entry;
             let target = far().start + (target - paging::images().start);
-            let function = lab.function(PLAIN, INDEX)?;
+            let function = shape::function(&mut lab, &PLAIN, INDEX)?;
             let jump = lab.emit(0, |code| {
                 let start = code.here();
                 replacement(code, target)?;
                 Ok(start)
             })?;
             patch(function.site(), &jmp_bytes(function.site(), jump)?);
-            let caller = lab.caller(PLAIN.preamble.check())?;
+            let caller = lab.right_caller(&function)?;
             let code = Code { address: caller.start, target: function.entry };
             let expected = match preamble {
                 Preamble::None => Expected::NoLandingPad(target),
@@ -151,7 +155,7 @@ fn dispatchers(report: &mut Report) -> Result<(), Failure> {
     let checked = FineIbt { hash: HASH, generation: udb, bhi: Bhi::None };
     for protection in PROTECTIONS {
         // By a search: direct branches, no landing pad needed.
-        let (mut lab, function) = function(PLAIN)?;
+        let (mut lab, function) = function(&PLAIN)?;
         let target = emitted_program(&mut lab, Preamble::None)?;
         let search = Dispatcher::Search(&[(INDEX, target)]);
         let search = lab.emit(0, |code| search.emit(code, &Hardening::NONE))?;
@@ -165,7 +169,7 @@ fn dispatchers(report: &mut Report) -> Result<(), Failure> {
             (Preamble::FineIbt(checked), fineibt(OTHER_HASH)),
         ] {
             for mitigations in [Mitigations::empty(), Mitigations::LFENCE, Mitigations::RETPOLINE] {
-                let (mut lab, function) = self::function(PLAIN)?;
+                let (mut lab, function) = self::function(&PLAIN)?;
                 let target = emitted_program(&mut lab, preamble)?;
                 let thunk = retpoline(&mut lab)?;
                 let cfi =
@@ -209,7 +213,7 @@ fn dispatchers(report: &mut Report) -> Result<(), Failure> {
 fn call_tables(report: &mut Report) -> Result<(), Failure> {
     for protection in PROTECTIONS {
         for landing_pad in [LandingPad::Endbr64, LandingPad::None] {
-            let (mut lab, function) = function(PLAIN)?;
+            let (mut lab, function) = function(&PLAIN)?;
             let origin = function.layout.origin(Entry::new(function.entry));
             let table = CallTable { origins: &[origin, origin], landing_pad };
             let select = lab.emit(0, |code| table.emit(code, &Hardening::NONE))?;
