@@ -1,13 +1,12 @@
 //! Sets and their images: found if there is one, made if there is none.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::Outcome;
 use super::set::Programs;
 use super::{AttachError, Embedder, Engine, ImageMemory, MAX_PROGRAMS};
 use crate::emit::x86_64::EntryBody;
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
+use crate::sync::Ordering;
 
 /// Bytes of the largest image.
 const MAX_IMAGE: usize = EntryBody::max_size(MAX_PROGRAMS);

@@ -1,7 +1,5 @@
 //! From an edit to a batch: which set each function gets, and which bytes that takes.
 
-use core::sync::atomic::Ordering;
-
 use super::edit::EditError;
 use super::engine::Outcome;
 use super::function::FunctionInfo;
@@ -14,6 +12,7 @@ use crate::encode::x86_64::{NOP5, call_bytes, jmp_bytes};
 use crate::layout::EntryLayout;
 use crate::metadata::SlotState;
 use crate::patch::{Poke, SITE_LEN, Text};
+use crate::sync::Ordering;
 
 /// What [`Engine::plan`] found.
 #[derive(Clone, Copy, Debug)]

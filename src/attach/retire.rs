@@ -1,8 +1,7 @@
 //! Retiring: when what was detached may go.
 
-use core::sync::atomic::Ordering;
-
 use super::{Embedder, Engine, FunctionId, ImageMemory, Region};
+use crate::sync::Ordering;
 
 impl<E: Embedder> Engine<E> {
     /// Forgets functions, whose indexes may then be given to others.

@@ -1,9 +1,8 @@
 //! Program sets.
 
-use core::sync::atomic::AtomicU32;
-
 use crate::emit::Vectors;
 use crate::metadata::{Element, Zeroed};
+use crate::sync::AtomicU32;
 
 /// How many programs one function can have.
 pub const MAX_PROGRAMS: usize = 16;
