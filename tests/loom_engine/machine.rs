@@ -1,0 +1,255 @@
+//! A machine: functions, cores that call them, and what they find there.
+//!
+//! What it rests on:
+//! - A core may see a patch site as it was at any moment since it last synchronised. That it
+//!   sees whole instructions is what `loom_patch` shows of the same batches, so here a fetch
+//!   is one relaxed load of the whole site.
+//! - A core may be interrupted between two instructions, and is then in an image or outside.
+//!   It is in one from the moment at which it fetches a call of it. So where a core is stands
+//!   behind its [`place`](Core::place), which it holds while it fetches a site, and to
+//!   synchronise it is to hold that once. A trap is handled with interrupts disabled: it
+//!   holds it, too.
+//! - Emitted code loads slots and cookies with loads that order nothing.
+//!
+//! That a core has left an image for good is one access of the place, too: what it has loaded
+//! and called there happened before.
+
+use core::sync::atomic as plain;
+use std::collections::BTreeMap;
+use std::sync::{self, Arc};
+
+use fentry::addr::Entry;
+use fentry::layout::EntryLayout;
+use fentry::layout::x86_64::PLAIN;
+use fentry::patch::{Protocol, Resume, SITE_LEN, TrapResolver};
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::sync::{Condvar, Mutex};
+use loom::thread;
+
+use crate::body::Step;
+use crate::operator::Operator;
+use crate::parts::Reservation;
+use crate::plan::{Plan, Run, Seen};
+
+/// How many functions a machine has.
+pub const FUNCTIONS: usize = 3;
+/// How many programs it has.
+pub const PROGRAMS: usize = 3;
+/// What stands around every function's entry.
+pub const LAYOUT: EntryLayout = PLAIN;
+/// The five-byte nop.
+pub const NOP: [u8; SITE_LEN] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+/// The padding where a slot goes.
+pub const PADDING: [u8; SITE_LEN] = [0x90; SITE_LEN];
+
+/// Where a function is.
+pub const fn entry(function: usize) -> Entry {
+    Entry::new(0x1000_0010 + 0x40 * function as u64)
+}
+
+/// Where a program is.
+pub const fn program(number: usize) -> u64 {
+    0x1900_0000 + 0x100 * number as u64
+}
+
+loom::lazy_static! {
+    pub static ref TRAPS: TrapResolver = TrapResolver::new();
+}
+
+/// Where a core is, and what it must not call any more.
+#[derive(Default)]
+pub struct Place {
+    /// The image that it is in.
+    pub image: Option<u64>,
+    /// Functions whose text is gone.
+    pub unloaded: [bool; FUNCTIONS],
+}
+
+/// One core.
+#[derive(Default)]
+pub struct Core {
+    pub place: Mutex<Place>,
+    /// It was in an image and is not any more.
+    pub left: Condvar,
+}
+
+/// An image: what it does, and its memory, which nobody may execute before it is written or
+/// when it is freed.
+pub struct Image {
+    pub memory: UnsafeCell<()>,
+    pub steps: Vec<Step>,
+}
+
+/// Text, cores, images, tables and programs.
+pub struct Machine {
+    pub plan: Plan,
+    /// The bytes of each patch site and of each slot, the first one lowest.
+    pub sites: [AtomicU64; FUNCTIONS],
+    pub slots: [AtomicU64; FUNCTIONS],
+    pub cores: Vec<Core>,
+    /// The images there are, by their addresses. Memory is what it is at once, for everybody.
+    pub images: sync::Mutex<BTreeMap<u64, Arc<Image>>>,
+    pub tables: sync::Mutex<Vec<Reservation>>,
+    /// Each program's data, which goes when it is retired.
+    pub programs: [UnsafeCell<()>; PROGRAMS],
+    /// Twice the number of changes that are over, and one more while there is one: no part of
+    /// the model, but what has come to pass in this execution.
+    pub changes: plain::AtomicUsize,
+    seen: Arc<Seen>,
+}
+
+// SAFETY: loom finds every access to one of its cells that nothing orders, and the rest of
+// them is atomics and locks.
+unsafe impl Send for Machine {}
+// SAFETY: as above.
+unsafe impl Sync for Machine {}
+
+/// Five bytes as a number.
+pub fn packed([a, b, c, d, e]: [u8; SITE_LEN]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, 0, 0, 0])
+}
+
+impl Machine {
+    /// What the core does at the patch site of `function`, which it executes now: it may go
+    /// on in an image.
+    fn fetch(&self, function: usize) -> Option<u64> {
+        let site = LAYOUT.site(entry(function)).get();
+        let behind = site + SITE_LEN as u64;
+        loop {
+            let bytes = self.sites[function].load(Ordering::Relaxed).to_le_bytes();
+            match bytes {
+                [0x0f, 0x1f, 0x44, 0x00, 0x00, ..] | [0xeb, 3, ..] => return None,
+                [0xe8, a, b, c, d, ..] => {
+                    let distance = i32::from_le_bytes([a, b, c, d]);
+                    return Some(behind.wrapping_add_signed(distance.into()));
+                }
+                [0xcc, ..] => {
+                    fence(Ordering::Acquire);
+                    let first = || self.sites[function].load(Ordering::Relaxed) as u8;
+                    match TRAPS.resolve(site, first) {
+                        Resume::Call { target, return_to } if return_to == behind => {
+                            return Some(target);
+                        }
+                        Resume::At(next) if next == behind => return None,
+                        Resume::Retry => {}
+                        other => panic!("resumed with {other:x?}"),
+                    }
+                }
+                _ => panic!("no instruction: {bytes:02x?}"),
+            }
+        }
+    }
+
+    /// Executes the image at `address`, called from the patch site of `function`.
+    fn execute(&self, address: u64, function: usize) -> Vec<Run> {
+        let image = self.images.lock().unwrap().get(&address).cloned();
+        let image = image.unwrap_or_else(|| panic!("a core is in memory that is no image"));
+        let back = LAYOUT.return_address(entry(function)).get();
+        let (mut index, mut cookie, mut runs) = (None, None, Vec::new());
+        for &step in &image.steps {
+            image.memory.with(|_| ());
+            match step {
+                Step::Index { before_return } => {
+                    let slot = LAYOUT.slot(entry(function)).unwrap().get();
+                    assert_eq!(back - before_return, slot + 1, "the index is read elsewhere");
+                    let bytes = self.slots[function].load(Ordering::Relaxed);
+                    index = Some(bytes >> 8);
+                }
+                Step::Cookie { column, stride } => {
+                    let index = index.expect("the index is loaded before the cookie");
+                    cookie = Some(self.load_cookie(column + stride * index));
+                }
+                Step::Call { program: target } => {
+                    let number = (0..PROGRAMS).find(|&number| program(number) == target).unwrap();
+                    self.programs[number].with(|_| ());
+                    runs.push((number, cookie.take().expect("a program has a cookie")));
+                }
+            }
+        }
+        image.memory.with(|_| ());
+        runs
+    }
+
+    /// Loads the cookie at `address`.
+    fn load_cookie(&self, address: u64) -> u64 {
+        let known = self.tables.lock().unwrap().iter().any(|table| table.read(address));
+        assert!(known, "a cookie in memory that is not committed");
+        // SAFETY: the memory is committed, for a record or for a column of cookies, as emitted
+        // code loads from nothing else.
+        unsafe { fentry::load_cookie(address) }
+    }
+
+    /// Calls a function as `core`, if it is still there.
+    fn call(&self, core: usize, function: usize) {
+        let core = &self.cores[core];
+        let (from, image) = {
+            let mut place = core.place.lock().unwrap();
+            if place.unloaded[function] {
+                return;
+            }
+            let from = self.changes.load(Ordering::Relaxed) / 2;
+            place.image = self.fetch(function);
+            (from, place.image)
+        };
+        let runs = image.map(|image| {
+            let runs = self.execute(image, function);
+            core.place.lock().unwrap().image = None;
+            core.left.notify_one();
+            runs
+        });
+        let to = self.changes.load(Ordering::Relaxed).div_ceil(2);
+        let runs = runs.unwrap_or_default();
+        let lists = &self.plan.lists[from..=to];
+        // The short jump lets a call pass while an image becomes another in three passes.
+        let passes = from < to
+            && runs.is_empty()
+            && self.plan.protocol == Protocol::ShortJump
+            && !self.plan.one_store;
+        assert!(
+            passes || lists.iter().any(|lists| lists[function] == runs),
+            "a call of function {function} after change {from} and before {to} ran {runs:?}"
+        );
+        self.seen.call(function, runs);
+    }
+
+    /// One core's life.
+    fn run(&self, core: usize) {
+        for &function in self.plan.cores[core] {
+            self.call(core, function);
+        }
+    }
+}
+
+/// Words of stack of the thread that changes: the engine keeps a list of classes by value.
+const STACK: usize = 0x8000;
+
+/// One execution of the model.
+pub fn execute(plan: Plan, seen: Arc<Seen>) {
+    let machine = Arc::new(Machine {
+        plan,
+        sites: core::array::from_fn(|_| AtomicU64::new(packed(NOP))),
+        slots: core::array::from_fn(|_| AtomicU64::new(packed(PADDING))),
+        cores: plan.cores.iter().map(|_| Core::default()).collect(),
+        images: sync::Mutex::default(),
+        tables: sync::Mutex::default(),
+        programs: core::array::from_fn(|_| UnsafeCell::new(())),
+        changes: plain::AtomicUsize::new(0),
+        seen,
+    });
+    let changing = {
+        let machine = Arc::clone(&machine);
+        let change = move || (plan.script)(&mut Operator::new(machine));
+        thread::Builder::new().stack_size(STACK).spawn(change).unwrap()
+    };
+    let others = (1..plan.cores.len()).map(|core| {
+        let machine = Arc::clone(&machine);
+        thread::spawn(move || machine.run(core))
+    });
+    let others: Vec<_> = others.collect();
+    machine.run(0);
+    for thread in others {
+        thread.join().unwrap();
+    }
+    changing.join().unwrap();
+}
