@@ -135,7 +135,7 @@ fn mutant_without_synchronisations() {
 #[should_panic(expected = "ran [(0, 21)]")]
 fn mutant_with_lanes_that_are_forgotten() {
     let script = |operator: &mut Operator| {
-        in_turn(operator);
+        let _lanes = in_turn(operator);
     };
     Plan { script, fault: Fault::Overwrite, ..LANES }.explore();
 }
