@@ -106,6 +106,11 @@ impl AtomicU64 {
         atomic.store(value, Ordering::Relaxed);
         atomic
     }
+
+    pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        let (_, kept) = find(self.number());
+        kept.fetch_add(value, weakened(order))
+    }
 }
 
 impl AtomicU32 {

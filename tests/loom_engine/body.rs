@@ -29,7 +29,7 @@ pub fn steps(code: &[u8], address: u64) -> Vec<Step> {
             _ => {}
         }
         match it.op0_register() {
-            Register::EAX if loads => {
+            Register::EAX if loads && it.memory_base() != Register::RBP => {
                 let before_return = it.memory_displacement64().wrapping_neg();
                 steps.push(Step::Index { before_return });
             }

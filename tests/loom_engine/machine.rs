@@ -74,10 +74,30 @@ pub struct Core {
     pub left: Condvar,
 }
 
-/// An image: what it does, and its memory, which nobody may execute before it is written or
-/// when it is freed.
+/// Memory that is somebody's at first and at last, and in between is read by others. Loom fails
+/// a reader for whom it is not certain that it is in between.
+pub struct Lent(UnsafeCell<()>);
+
+// SAFETY: the cell holds nothing; that its accesses may race is what loom checks.
+unsafe impl Sync for Lent {}
+
+impl Lent {
+    pub fn new() -> Self {
+        Self(UnsafeCell::new(()))
+    }
+
+    pub fn read(&self) {
+        self.0.with(|_| ());
+    }
+
+    pub fn taken_back(&self) {
+        self.0.with_mut(|_| ());
+    }
+}
+
+/// An image: what it does, and its memory.
 pub struct Image {
-    pub memory: UnsafeCell<()>,
+    pub memory: Lent,
     pub steps: Vec<Step>,
 }
 
@@ -92,18 +112,12 @@ pub struct Machine {
     pub images: sync::Mutex<BTreeMap<u64, Arc<Image>>>,
     pub tables: sync::Mutex<Vec<Reservation>>,
     /// Each program's data, which goes when it is retired.
-    pub programs: [UnsafeCell<()>; PROGRAMS],
+    pub programs: [Lent; PROGRAMS],
     /// Twice the number of changes that are over, and one more while there is one: no part of
     /// the model, but what has come to pass in this execution.
     pub changes: plain::AtomicUsize,
     seen: Arc<Seen>,
 }
-
-// SAFETY: loom finds every access to one of its cells that nothing orders, and the rest of
-// them is atomics and locks.
-unsafe impl Send for Machine {}
-// SAFETY: as above.
-unsafe impl Sync for Machine {}
 
 /// Five bytes as a number.
 pub fn packed([a, b, c, d, e]: [u8; SITE_LEN]) -> u64 {
@@ -148,7 +162,7 @@ impl Machine {
         let back = LAYOUT.return_address(entry(function)).get();
         let (mut index, mut cookie, mut runs) = (None, None, Vec::new());
         for &step in &image.steps {
-            image.memory.with(|_| ());
+            image.memory.read();
             match step {
                 Step::Index { before_return } => {
                     let slot = LAYOUT.slot(entry(function)).unwrap().get();
@@ -162,12 +176,12 @@ impl Machine {
                 }
                 Step::Call { program: target } => {
                     let number = (0..PROGRAMS).find(|&number| program(number) == target).unwrap();
-                    self.programs[number].with(|_| ());
+                    self.programs[number].read();
                     runs.push((number, cookie.take().expect("a program has a cookie")));
                 }
             }
         }
-        image.memory.with(|_| ());
+        image.memory.read();
         runs
     }
 
@@ -233,7 +247,7 @@ pub fn execute(plan: Plan, seen: Arc<Seen>) {
         cores: plan.cores.iter().map(|_| Core::default()).collect(),
         images: sync::Mutex::default(),
         tables: sync::Mutex::default(),
-        programs: core::array::from_fn(|_| UnsafeCell::new(())),
+        programs: core::array::from_fn(|_| Lent::new()),
         changes: plain::AtomicUsize::new(0),
         seen,
     });

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, Region, SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, ProgramKind, Region,
+    SiteNop,
 };
 use fentry::emit::Vectors;
 use fentry::fault::{self, Fault};
@@ -83,6 +84,7 @@ impl Operator {
     ) -> Outcome<Lanes> {
         let attachment = Attachment {
             target: program(number),
+            kind: ProgramKind::Entry,
             data: None,
             vectors: Vectors::Untouched,
             cookies: Cookies::Each(cookies),
@@ -117,10 +119,10 @@ impl Operator {
             Break::OtherCores => 1,
             _ => self.machine.cores.len(),
         };
-        let left: Vec<_> = self.engine.images_left().take(images).collect();
+        let left: Vec<_> = self.engine.code_left().take(images).collect();
         for core in &self.machine.cores[..cores] {
             let mut place = core.place.lock().unwrap();
-            while place.image.is_some_and(|image| left.contains(&image)) {
+            while place.image.is_some_and(|image| left.iter().any(|code| code.contains(&image))) {
                 place = core.left.wait(place).unwrap();
             }
         }
@@ -135,7 +137,7 @@ impl Operator {
 
     /// Lets go of a program's data.
     pub fn drop_program(&mut self, number: usize) {
-        self.machine.programs[number].with_mut(|_| ());
+        self.machine.programs[number].taken_back();
     }
 
     /// Takes a function's text away, as its owner does when nobody will call it again.

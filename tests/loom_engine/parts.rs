@@ -12,11 +12,10 @@ use std::sync::Arc;
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, SITE_LEN, Text};
-use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use crate::body;
-use crate::machine::{FUNCTIONS, Image, LAYOUT, Machine, NOP, PADDING, entry, packed};
+use crate::machine::{FUNCTIONS, Image, LAYOUT, Lent, Machine, NOP, PADDING, entry, packed};
 use crate::plan::Break;
 
 /// The machine's embedder.
@@ -58,6 +57,7 @@ pub fn parts(machine: &Arc<Machine>) -> Parts<World> {
         cores: Wires { machine: Arc::clone(machine), calls: 0 },
         images: Images { machine: Arc::clone(machine), next: 0x1800_0000 },
         tables: Tables { machine: Arc::clone(machine) },
+        side_stack: None,
     }
 }
 
@@ -186,14 +186,14 @@ unsafe impl ImageMemory for Images {
     }
 
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Infallible> {
-        let image = Image { memory: UnsafeCell::new(()), steps: body::steps(code, address) };
+        let image = Image { memory: Lent::new(), steps: body::steps(code, address) };
         self.machine.images.lock().unwrap().insert(address, Arc::new(image));
         Ok(())
     }
 
     unsafe fn free(&mut self, address: u64, _: usize) {
         let image = self.machine.images.lock().unwrap().remove(&address);
-        image.expect("what is freed was written").memory.with_mut(|_| ());
+        image.expect("what is freed was written").memory.taken_back();
     }
 }
 
@@ -202,6 +202,9 @@ struct Block {
     base: NonNull<u8>,
     layout: Layout,
 }
+
+// SAFETY: it owns its memory.
+unsafe impl Send for Block {}
 
 impl Block {
     fn new(layout: Layout) -> Self {
@@ -227,9 +230,8 @@ thread_local! {
 pub struct Reservation {
     /// Until it is dropped.
     block: Option<Block>,
-    base: NonNull<u8>,
     /// What is committed, piece by piece. Nobody may read one that it does not know of.
-    pieces: Vec<(Range<u64>, UnsafeCell<()>)>,
+    pieces: Vec<(Range<u64>, Lent)>,
 }
 
 impl Reservation {
@@ -240,14 +242,17 @@ impl Reservation {
             Some(spare.swap_remove(fits))
         });
         let block = spare.unwrap_or_else(|| Block::new(layout));
-        let base = block.base;
-        Self { block: Some(block), base, pieces: Vec::new() }
+        Self { block: Some(block), pieces: Vec::new() }
+    }
+
+    fn base(&self) -> NonNull<u8> {
+        self.block.as_ref().expect("it is not dropped").base
     }
 
     /// Whether `address` is in a committed piece, which the caller reads.
     pub fn read(&self, address: u64) -> bool {
         let piece = self.pieces.iter().find(|(range, _)| range.contains(&address));
-        piece.inspect(|(_, memory)| memory.with(|_| ())).is_some()
+        piece.inspect(|(_, memory)| memory.read()).is_some()
     }
 }
 
@@ -275,7 +280,7 @@ unsafe impl TableMemory for Tables {
 
     fn reserve(&mut self, bytes: usize) -> Result<NonNull<u8>, Infallible> {
         let reservation = Reservation::new(bytes);
-        let base = reservation.base;
+        let base = reservation.base();
         self.machine.tables.lock().unwrap().push(reservation);
         Ok(base)
     }
@@ -287,13 +292,13 @@ unsafe impl TableMemory for Tables {
         to: usize,
     ) -> Result<(), Infallible> {
         let mut tables = self.machine.tables.lock().unwrap();
-        let table = tables.iter_mut().find(|table| table.base == base).unwrap();
+        let table = tables.iter_mut().find(|table| table.base() == base).unwrap();
         let at = |offset: usize| base.as_ptr() as u64 + offset as u64;
-        table.pieces.push((at(from)..at(to), UnsafeCell::new(())));
+        table.pieces.push((at(from)..at(to), Lent::new()));
         Ok(())
     }
 
     unsafe fn release(&mut self, base: NonNull<u8>, _: usize) {
-        self.machine.tables.lock().unwrap().retain(|table| table.base != base);
+        self.machine.tables.lock().unwrap().retain(|table| table.base() != base);
     }
 }
