@@ -4,15 +4,15 @@
 //! - A core may see a patch site as it was at any moment since it last synchronised. That it
 //!   sees whole instructions is what `loom_patch` shows of the same batches, so here a fetch
 //!   is one relaxed load of the whole site.
-//! - A core may be interrupted between two instructions, and is then in an image or outside.
-//!   It is in one from the moment at which it fetches a call of it. So where a core is stands
-//!   behind its [`place`](Core::place), which it holds while it fetches a site, and to
-//!   synchronise it is to hold that once. A trap is handled with interrupts disabled: it
+//! - A core may be interrupted between two instructions, and is then in emitted code or
+//!   outside. It is inside from the moment at which it fetches a branch there. So where a core
+//!   is stands behind its [`place`](Core::place), which it holds while it fetches a site, and
+//!   to synchronise it is to hold that once. A trap is handled with interrupts disabled: it
 //!   holds it, too.
 //! - Emitted code loads slots and cookies with loads that order nothing.
 //!
-//! That a core has left an image for good is one access of the place, too: what it has loaded
-//! and called there happened before.
+//! That a core has left an image is an access of the place, too: what it has loaded and called
+//! there happened before.
 
 use core::sync::atomic as plain;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
-use crate::body::Step;
+use crate::body::{self, Step, Thunk};
 use crate::operator::Operator;
 use crate::parts::Reservation;
 use crate::plan::{Plan, Run, Seen};
@@ -60,18 +60,40 @@ loom::lazy_static! {
 /// Where a core is, and what it must not call any more.
 #[derive(Default)]
 pub struct Place {
-    /// The image that it is in.
-    pub image: Option<u64>,
+    /// The emitted code that it executes.
+    pub at: Option<u64>,
+    /// The exit thunk that the function which it executes will return to.
+    pub returns_to: Option<u64>,
     /// Functions whose text is gone.
     pub unloaded: [bool; FUNCTIONS],
+}
+
+/// Where a patch site leads.
+enum Leads {
+    /// To the function's own body.
+    On,
+    /// To an image, and back.
+    Call(u64),
+    /// To an exit thunk.
+    Jump(u64),
 }
 
 /// One core.
 #[derive(Default)]
 pub struct Core {
     pub place: Mutex<Place>,
-    /// It was in an image and is not any more.
-    pub left: Condvar,
+    /// It is somewhere else now.
+    pub moved: Condvar,
+}
+
+impl Core {
+    /// It executes this from here on, in a function that returns there.
+    fn go(&self, at: Option<u64>, returns_to: Option<u64>) {
+        let mut place = self.place.lock().unwrap();
+        (place.at, place.returns_to) = (at, returns_to);
+        drop(place);
+        self.moved.notify_one();
+    }
 }
 
 /// Memory that is somebody's at first and at last, and in between is read by others. Loom fails
@@ -95,10 +117,10 @@ impl Lent {
     }
 }
 
-/// An image: what it does, and its memory.
-pub struct Image {
+/// Emitted code that was written at once: an image or a thunk.
+pub struct Code {
     pub memory: Lent,
-    pub steps: Vec<Step>,
+    pub bytes: Vec<u8>,
 }
 
 /// Text, cores, images, tables and programs.
@@ -108,8 +130,8 @@ pub struct Machine {
     pub sites: [AtomicU64; FUNCTIONS],
     pub slots: [AtomicU64; FUNCTIONS],
     pub cores: Vec<Core>,
-    /// The images there are, by their addresses. Memory is what it is at once, for everybody.
-    pub images: sync::Mutex<BTreeMap<u64, Arc<Image>>>,
+    /// The emitted code there is, by its addresses. It is what it is at once, for everybody.
+    pub code: sync::Mutex<BTreeMap<u64, Arc<Code>>>,
     pub tables: sync::Mutex<Vec<Reservation>>,
     /// Each program's data, which goes when it is retired.
     pub programs: [Lent; PROGRAMS],
@@ -125,27 +147,27 @@ pub fn packed([a, b, c, d, e]: [u8; SITE_LEN]) -> u64 {
 }
 
 impl Machine {
-    /// What the core does at the patch site of `function`, which it executes now: it may go
-    /// on in an image.
-    fn fetch(&self, function: usize) -> Option<u64> {
+    /// Where the patch site of `function` leads the core that executes it now.
+    fn fetch(&self, function: usize) -> Leads {
         let site = LAYOUT.site(entry(function)).get();
         let behind = site + SITE_LEN as u64;
         loop {
             let bytes = self.sites[function].load(Ordering::Relaxed).to_le_bytes();
-            match bytes {
-                [0x0f, 0x1f, 0x44, 0x00, 0x00, ..] | [0xeb, 3, ..] => return None,
-                [0xe8, a, b, c, d, ..] => {
-                    let distance = i32::from_le_bytes([a, b, c, d]);
-                    return Some(behind.wrapping_add_signed(distance.into()));
-                }
-                [0xcc, ..] => {
+            let [opcode, distance @ .., _, _, _] = bytes;
+            let target = behind.wrapping_add_signed(i32::from_le_bytes(distance).into());
+            match (opcode, bytes) {
+                (_, [0x0f, 0x1f, 0x44, 0x00, 0x00, ..] | [0xeb, 3, ..]) => return Leads::On,
+                (0xe8, _) => return Leads::Call(target),
+                (0xe9, _) => return Leads::Jump(target),
+                (0xcc, _) => {
                     fence(Ordering::Acquire);
                     let first = || self.sites[function].load(Ordering::Relaxed) as u8;
                     match TRAPS.resolve(site, first) {
                         Resume::Call { target, return_to } if return_to == behind => {
-                            return Some(target);
+                            return Leads::Call(target);
                         }
-                        Resume::At(next) if next == behind => return None,
+                        Resume::At(next) if next == behind => return Leads::On,
+                        Resume::At(target) => return Leads::Jump(target),
                         Resume::Retry => {}
                         other => panic!("resumed with {other:x?}"),
                     }
@@ -155,14 +177,23 @@ impl Machine {
         }
     }
 
-    /// Executes the image at `address`, called from the patch site of `function`.
-    fn execute(&self, address: u64, function: usize) -> Vec<Run> {
-        let image = self.images.lock().unwrap().get(&address).cloned();
-        let image = image.unwrap_or_else(|| panic!("a core is in memory that is no image"));
+    /// The emitted code that `address` is in, and where it begins, for a core that executes it.
+    fn code_at(&self, address: u64) -> (u64, Arc<Code>) {
+        let all = self.code.lock().unwrap();
+        let last = all.range(..=address).next_back().map(|(&at, code)| (at, Arc::clone(code)));
+        let code = last.filter(|(at, code)| address - at < code.bytes.len() as u64);
+        let code = code.unwrap_or_else(|| panic!("a core is in memory that is no code"));
+        code.1.memory.read();
+        code
+    }
+
+    /// Executes the body at `address` for `function`, whose index may be known.
+    fn execute(&self, address: u64, function: usize, mut index: Option<u64>, runs: &mut Vec<Run>) {
+        let (start, code) = self.code_at(address);
         let back = LAYOUT.return_address(entry(function)).get();
-        let (mut index, mut cookie, mut runs) = (None, None, Vec::new());
-        for &step in &image.steps {
-            image.memory.read();
+        let mut cookie = None;
+        for step in body::steps(&code.bytes, start, address) {
+            code.memory.read();
             match step {
                 Step::Index { before_return } => {
                     let slot = LAYOUT.slot(entry(function)).unwrap().get();
@@ -181,8 +212,20 @@ impl Machine {
                 }
             }
         }
-        image.memory.read();
-        runs
+        code.memory.read();
+    }
+
+    /// Executes the exit thunk at `address`: what runs before the function, the function, and
+    /// what runs after it.
+    fn execute_thunk(&self, core: &Core, address: u64, function: usize, runs: &mut Vec<Run>) {
+        let (start, code) = self.code_at(address);
+        let Thunk { index, enter, origin, exit } = body::thunk(&code.bytes, start);
+        assert_eq!(origin, LAYOUT.origin(entry(function)).get());
+        self.execute(enter, function, Some(index), runs);
+        core.go(None, Some(address));
+        code.memory.read();
+        core.go(Some(exit), None);
+        self.execute(exit, function, Some(index), runs);
     }
 
     /// Loads the cookie at `address`.
@@ -197,23 +240,29 @@ impl Machine {
     /// Calls a function as `core`, if it is still there.
     fn call(&self, core: usize, function: usize) {
         let core = &self.cores[core];
-        let (from, image) = {
+        let (from, leads) = {
             let mut place = core.place.lock().unwrap();
             if place.unloaded[function] {
                 return;
             }
             let from = self.changes.load(Ordering::Relaxed) / 2;
-            place.image = self.fetch(function);
-            (from, place.image)
+            let leads = self.fetch(function);
+            place.at = match leads {
+                Leads::On => None,
+                Leads::Call(target) | Leads::Jump(target) => Some(target),
+            };
+            (from, leads)
         };
-        let runs = image.map(|image| {
-            let runs = self.execute(image, function);
-            core.place.lock().unwrap().image = None;
-            core.left.notify_one();
-            runs
-        });
+        let mut runs = Vec::new();
+        match leads {
+            Leads::On => {}
+            Leads::Call(image) => self.execute(image, function, None, &mut runs),
+            Leads::Jump(thunk) => self.execute_thunk(core, thunk, function, &mut runs),
+        }
+        if !matches!(leads, Leads::On) {
+            core.go(None, None);
+        }
         let to = self.changes.load(Ordering::Relaxed).div_ceil(2);
-        let runs = runs.unwrap_or_default();
         let lists = &self.plan.lists[from..=to];
         // The short jump lets a call pass while an image becomes another in three passes.
         let passes = from < to
@@ -245,7 +294,7 @@ pub fn execute(plan: Plan, seen: Arc<Seen>) {
         sites: core::array::from_fn(|_| AtomicU64::new(packed(NOP))),
         slots: core::array::from_fn(|_| AtomicU64::new(packed(PADDING))),
         cores: plan.cores.iter().map(|_| Core::default()).collect(),
-        images: sync::Mutex::default(),
+        code: sync::Mutex::default(),
         tables: sync::Mutex::default(),
         programs: core::array::from_fn(|_| Lent::new()),
         changes: plain::AtomicUsize::new(0),

@@ -24,6 +24,7 @@
 #![cfg(loom)]
 
 mod body;
+mod exits;
 mod machine;
 mod operator;
 mod parts;

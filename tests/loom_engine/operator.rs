@@ -64,14 +64,20 @@ impl Operator {
         outcome
     }
 
-    /// Attaches a program with a cookie for each function.
+    /// Attaches a program, to run at the entry, with a cookie for each function.
     pub fn attach(&mut self, to: &[usize], number: usize, cookies: &[u64]) -> Lanes {
-        self.try_attach(1, to, number, cookies).unwrap()
+        self.try_attach(1, to, number, ProgramKind::Entry, cookies).unwrap()
+    }
+
+    /// The same, to run at the exit.
+    pub fn attach_exit(&mut self, to: &[usize], number: usize, cookies: &[u64]) -> Lanes {
+        self.try_attach(1, to, number, ProgramKind::Exit, cookies).unwrap()
     }
 
     /// Fails to attach a program, which counts as two changes: it comes and goes.
     pub fn fail_to_attach(&mut self, to: &[usize], number: usize, cookies: &[u64]) {
-        let failed = self.try_attach(2, to, number, cookies).unwrap_err();
+        let kind = ProgramKind::Entry;
+        let failed = self.try_attach(2, to, number, kind, cookies).unwrap_err();
         assert_eq!(failed, AttachError::Patch(PatchError::Synchronise(ToldToFail)));
     }
 
@@ -80,11 +86,12 @@ impl Operator {
         changes: usize,
         to: &[usize],
         number: usize,
+        kind: ProgramKind,
         cookies: &[u64],
     ) -> Outcome<Lanes> {
         let attachment = Attachment {
             target: program(number),
-            kind: ProgramKind::Entry,
+            kind,
             data: None,
             vectors: Vectors::Untouched,
             cookies: Cookies::Each(cookies),
@@ -110,20 +117,24 @@ impl Operator {
         .unwrap();
     }
 
-    /// Waits until no core is in an image that was left.
+    /// Waits until no core is in code that was left, and none has it as a return address.
     fn wait(&self) {
         let breaks = self.machine.plan.breaks;
-        let images = if breaks == Break::OtherImages { 1 } else { usize::MAX };
+        let pieces = if breaks == Break::OtherImages { 1 } else { usize::MAX };
         let cores = match breaks {
             Break::Quiescence => 0,
             Break::OtherCores => 1,
             _ => self.machine.cores.len(),
         };
-        let left: Vec<_> = self.engine.code_left().take(images).collect();
+        let left: Vec<_> = self.engine.code_left().take(pieces).collect();
+        let is_left = |address: u64| left.iter().any(|code| code.contains(&address));
+        let returns = breaks != Break::ReturnAddresses;
         for core in &self.machine.cores[..cores] {
             let mut place = core.place.lock().unwrap();
-            while place.image.is_some_and(|image| left.iter().any(|code| code.contains(&image))) {
-                place = core.left.wait(place).unwrap();
+            while place.at.is_some_and(is_left)
+                || place.returns_to.is_some_and(|to| returns && is_left(to))
+            {
+                place = core.moved.wait(place).unwrap();
             }
         }
     }

@@ -10,12 +10,12 @@ use std::alloc::{alloc_zeroed, dealloc};
 use std::sync::Arc;
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
+use fentry::emit::x86_64::SideStackPlace;
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, SITE_LEN, Text};
 use loom::sync::atomic::{AtomicU64, Ordering};
 
-use crate::body;
-use crate::machine::{FUNCTIONS, Image, LAYOUT, Lent, Machine, NOP, PADDING, entry, packed};
+use crate::machine::{Code, FUNCTIONS, LAYOUT, Lent, Machine, NOP, PADDING, entry, packed};
 use crate::plan::Break;
 
 /// The machine's embedder.
@@ -57,7 +57,7 @@ pub fn parts(machine: &Arc<Machine>) -> Parts<World> {
         cores: Wires { machine: Arc::clone(machine), calls: 0 },
         images: Images { machine: Arc::clone(machine), next: 0x1800_0000 },
         tables: Tables { machine: Arc::clone(machine) },
-        side_stack: None,
+        side_stack: Some(SideStackPlace { thread_offset: -8, make: None }),
     }
 }
 
@@ -169,7 +169,7 @@ unsafe impl Cores for Wires {
     }
 }
 
-/// The machine's memory for images. No address is given out twice.
+/// The machine's memory for images and thunks. No address is given out twice.
 pub struct Images {
     machine: Arc<Machine>,
     next: u64,
@@ -186,14 +186,19 @@ unsafe impl ImageMemory for Images {
     }
 
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Infallible> {
-        let image = Image { memory: Lent::new(), steps: body::steps(code, address) };
-        self.machine.images.lock().unwrap().insert(address, Arc::new(image));
+        let code = Code { memory: Lent::new(), bytes: code.to_vec() };
+        self.machine.code.lock().unwrap().insert(address, Arc::new(code));
         Ok(())
     }
 
-    unsafe fn free(&mut self, address: u64, _: usize) {
-        let image = self.machine.images.lock().unwrap().remove(&address);
-        image.expect("what is freed was written").memory.taken_back();
+    unsafe fn free(&mut self, address: u64, size: usize) {
+        self.machine.code.lock().unwrap().retain(|at, code| {
+            let gone = (address..address + size as u64).contains(at);
+            if gone {
+                code.memory.taken_back();
+            }
+            !gone
+        });
     }
 }
 

@@ -52,6 +52,8 @@ pub enum Break {
     OtherCores,
     /// Mutant: it has looked for cores in the first of the images only.
     OtherImages,
+    /// Mutant: it has looked where cores are, and not where they will return to.
+    ReturnAddresses,
 }
 
 /// What the executions of a model had in them, so that a model that shows nothing fails.
