@@ -60,16 +60,22 @@ pub fn steps(code: &[u8], address: u64, from: u64) -> Vec<Step> {
     panic!("a body that does not return");
 }
 
+/// The index that the entry thunk at `address` has for its function.
+pub fn entry_thunk(code: &[u8], address: u64) -> u64 {
+    let first = decode(code, address, address).next().expect("a thunk has instructions");
+    assert_eq!((first.mnemonic(), first.op0_register()), (Mnemonic::Mov, Register::R11D));
+    first.immediate32().into()
+}
+
 /// The exit thunk at `address`.
-pub fn thunk(code: &[u8], address: u64) -> Thunk {
+pub fn exit_thunk(code: &[u8], address: u64) -> Thunk {
     let all: Vec<_> = decode(code, address, address).collect();
     let target = |mnemonic, which| {
         let mut branches = all.iter().filter(|it| it.mnemonic() == mnemonic);
         branches.nth(which).expect("a thunk has two calls and two jumps").near_branch_target()
     };
-    assert_eq!((all[0].mnemonic(), all[0].op0_register()), (Mnemonic::Mov, Register::R11D));
     Thunk {
-        index: all[0].immediate32().into(),
+        index: entry_thunk(code, address),
         enter: target(Mnemonic::Call, 0),
         origin: target(Mnemonic::Call, 1),
         exit: target(Mnemonic::Jmp, 0),

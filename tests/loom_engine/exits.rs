@@ -2,6 +2,7 @@
 //! it, whatever the function has got meanwhile.
 
 use fentry::fault::Fault;
+use fentry::layout::x86_64::PLAIN;
 use fentry::patch::Protocol::{Breakpoint, ShortJump};
 
 use crate::operator::Operator;
@@ -10,13 +11,14 @@ use crate::plan::{Break, Plan};
 /// A program at the exit comes, goes, and is retired.
 const DETACH: Plan = Plan {
     protocol: ShortJump,
+    layout: PLAIN,
     one_store: false,
     cores: &[&[0, 0]],
     script: detach,
     lists: &[[&[], &[], &[]], [&[(0, 10)], &[], &[]], [&[], &[], &[]]],
     breaks: Break::Nothing,
     fault: Fault::None,
-    preemptions: Some(4),
+    preemptions: Some(6),
 };
 
 fn detach(operator: &mut Operator) {
@@ -59,7 +61,7 @@ fn a_program_at_the_exit_is_retired() {
 /// The same by the breakpoint.
 #[test]
 fn a_program_at_the_exit_is_retired_by_the_breakpoint() {
-    Plan { protocol: Breakpoint, ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
+    Plan { protocol: Breakpoint, preemptions: Some(5), ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
 }
 
 /// What a call runs at the exit is of the list that it has run at the entry.

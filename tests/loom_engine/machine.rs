@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::{self, Arc};
 
 use fentry::addr::Entry;
-use fentry::layout::EntryLayout;
-use fentry::layout::x86_64::PLAIN;
+use fentry::emit::x86_64::THUNK_JUMP;
 use fentry::patch::{Protocol, Resume, SITE_LEN, TrapResolver};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
@@ -36,8 +35,6 @@ use crate::plan::{Plan, Run, Seen};
 pub const FUNCTIONS: usize = 3;
 /// How many programs it has.
 pub const PROGRAMS: usize = 3;
-/// What stands around every function's entry.
-pub const LAYOUT: EntryLayout = PLAIN;
 /// The five-byte nop.
 pub const NOP: [u8; SITE_LEN] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 /// The padding where a slot goes.
@@ -121,6 +118,8 @@ impl Lent {
 pub struct Code {
     pub memory: Lent,
     pub bytes: Vec<u8>,
+    /// The jump of an entry thunk, which is a patch site like any other.
+    pub jump: Option<AtomicU64>,
 }
 
 /// Text, cores, images, tables and programs.
@@ -147,12 +146,11 @@ pub fn packed([a, b, c, d, e]: [u8; SITE_LEN]) -> u64 {
 }
 
 impl Machine {
-    /// Where the patch site of `function` leads the core that executes it now.
-    fn fetch(&self, function: usize) -> Leads {
-        let site = LAYOUT.site(entry(function)).get();
+    /// Where the patch site at `site` leads the core that executes it now.
+    fn fetch(&self, site: u64, seen: &AtomicU64) -> Leads {
         let behind = site + SITE_LEN as u64;
         loop {
-            let bytes = self.sites[function].load(Ordering::Relaxed).to_le_bytes();
+            let bytes = seen.load(Ordering::Relaxed).to_le_bytes();
             let [opcode, distance @ .., _, _, _] = bytes;
             let target = behind.wrapping_add_signed(i32::from_le_bytes(distance).into());
             match (opcode, bytes) {
@@ -161,7 +159,7 @@ impl Machine {
                 (0xe9, _) => return Leads::Jump(target),
                 (0xcc, _) => {
                     fence(Ordering::Acquire);
-                    let first = || self.sites[function].load(Ordering::Relaxed) as u8;
+                    let first = || seen.load(Ordering::Relaxed) as u8;
                     match TRAPS.resolve(site, first) {
                         Resume::Call { target, return_to } if return_to == behind => {
                             return Leads::Call(target);
@@ -190,13 +188,13 @@ impl Machine {
     /// Executes the body at `address` for `function`, whose index may be known.
     fn execute(&self, address: u64, function: usize, mut index: Option<u64>, runs: &mut Vec<Run>) {
         let (start, code) = self.code_at(address);
-        let back = LAYOUT.return_address(entry(function)).get();
+        let back = self.plan.layout.return_address(entry(function)).get();
         let mut cookie = None;
         for step in body::steps(&code.bytes, start, address) {
             code.memory.read();
             match step {
                 Step::Index { before_return } => {
-                    let slot = LAYOUT.slot(entry(function)).unwrap().get();
+                    let slot = self.plan.layout.slot(entry(function)).unwrap().get();
                     assert_eq!(back - before_return, slot + 1, "the index is read elsewhere");
                     let bytes = self.slots[function].load(Ordering::Relaxed);
                     index = Some(bytes >> 8);
@@ -215,12 +213,33 @@ impl Machine {
         code.memory.read();
     }
 
+    /// Executes what the patch site of `function` calls: an image, or an entry thunk that may
+    /// jump to one.
+    fn execute_called(&self, core: &Core, address: u64, function: usize, runs: &mut Vec<Run>) {
+        let (start, code) = self.code_at(address);
+        let Some(jump) = &code.jump else {
+            return self.execute(address, function, None, runs);
+        };
+        let leads = {
+            let mut place = core.place.lock().unwrap();
+            let leads = self.fetch(start + THUNK_JUMP as u64, jump);
+            if let Leads::Jump(image) = leads {
+                place.at = Some(image);
+            }
+            leads
+        };
+        if let Leads::Jump(image) = leads {
+            let index = body::entry_thunk(&code.bytes, start);
+            self.execute(image, function, Some(index), runs);
+        }
+    }
+
     /// Executes the exit thunk at `address`: what runs before the function, the function, and
     /// what runs after it.
     fn execute_thunk(&self, core: &Core, address: u64, function: usize, runs: &mut Vec<Run>) {
         let (start, code) = self.code_at(address);
-        let Thunk { index, enter, origin, exit } = body::thunk(&code.bytes, start);
-        assert_eq!(origin, LAYOUT.origin(entry(function)).get());
+        let Thunk { index, enter, origin, exit } = body::exit_thunk(&code.bytes, start);
+        assert_eq!(origin, self.plan.layout.origin(entry(function)).get());
         self.execute(enter, function, Some(index), runs);
         core.go(None, Some(address));
         code.memory.read();
@@ -246,7 +265,8 @@ impl Machine {
                 return;
             }
             let from = self.changes.load(Ordering::Relaxed) / 2;
-            let leads = self.fetch(function);
+            let site = self.plan.layout.site(entry(function)).get();
+            let leads = self.fetch(site, &self.sites[function]);
             place.at = match leads {
                 Leads::On => None,
                 Leads::Call(target) | Leads::Jump(target) => Some(target),
@@ -256,7 +276,7 @@ impl Machine {
         let mut runs = Vec::new();
         match leads {
             Leads::On => {}
-            Leads::Call(image) => self.execute(image, function, None, &mut runs),
+            Leads::Call(code) => self.execute_called(core, code, function, &mut runs),
             Leads::Jump(thunk) => self.execute_thunk(core, thunk, function, &mut runs),
         }
         if !matches!(leads, Leads::On) {

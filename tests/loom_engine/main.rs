@@ -11,16 +11,17 @@
 //! the program, return. So what is modelled is everything between two calls of the embedder.
 //!
 //! * [`tables`]: records and columns grow under readers, and indexes and lanes are used again.
-//! * [`retire`]: no program runs once it is retired, and no image is left by its last core
-//!   after it was freed.
+//! * [`retire`]: no program runs once it is retired, and no core is in an image that was freed.
+//! * [`exits`]: the same for programs at the exit, to whose thunk a core will return.
 //! * [`switch`]: programs that are switched off and on.
 //!
 //! Each has mutants, in which the machine breaks one promise or the operator's stores come
 //! late; a mutant's test fails unless loom finds it.
 //!
-//! The number of preemptions is bounded in every model, as each says: an operation has a
-//! hundred loads and stores, and the orders without a bound are too many. Not modelled: torn
-//! instructions, which are `loom_patch`'s, and functions that have a thunk.
+//! Most models are explored without a bound on preemptions. Where there is one, the model says
+//! so. Not modelled: torn instructions, which are `loom_patch`'s; the branches of emitted code
+//! that seldom run, side stacks among them; replacements, modified returns and sessions; and
+//! that loom keeps only the last seven values of an atomic for a core that lags behind.
 #![cfg(loom)]
 
 mod body;

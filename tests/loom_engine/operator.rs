@@ -11,7 +11,7 @@ use fentry::fault::{self, Fault};
 use fentry::patch::{PatchError, Poke};
 use loom::sync::atomic::Ordering;
 
-use crate::machine::{FUNCTIONS, LAYOUT, Machine, TRAPS, entry, program};
+use crate::machine::{FUNCTIONS, Machine, TRAPS, entry, program};
 use crate::parts::{self, ToldToFail, World};
 use crate::plan::Break;
 
@@ -34,7 +34,7 @@ impl Operator {
 
     /// Makes a function known. Gives its index.
     pub fn register(&mut self, function: usize) -> u32 {
-        let (entry, layout, region) = (entry(function), LAYOUT, Region(0));
+        let (entry, layout, region) = (entry(function), self.machine.plan.layout, Region(0));
         let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region };
         let id = self.engine.register(&spec).unwrap();
         self.ids[function] = Some(id);

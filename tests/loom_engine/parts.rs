@@ -7,15 +7,16 @@ use core::fmt::{self, Display};
 use core::ops::Range;
 use core::ptr::NonNull;
 use std::alloc::{alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
-use fentry::emit::x86_64::SideStackPlace;
+use fentry::emit::x86_64::{SideStackPlace, THUNK_JUMP, THUNK_SIZE};
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, SITE_LEN, Text};
 use loom::sync::atomic::{AtomicU64, Ordering};
 
-use crate::machine::{Code, FUNCTIONS, LAYOUT, Lent, Machine, NOP, PADDING, entry, packed};
+use crate::machine::{Code, FUNCTIONS, Lent, Machine, NOP, PADDING, entry, packed};
 use crate::plan::Break;
 
 /// The machine's embedder.
@@ -53,6 +54,7 @@ pub fn parts(machine: &Arc<Machine>) -> Parts<World> {
             machine: Arc::clone(machine),
             sites: [NOP; FUNCTIONS],
             slots: [PADDING; FUNCTIONS],
+            jumps: BTreeMap::new(),
         },
         cores: Wires { machine: Arc::clone(machine), calls: 0 },
         images: Images { machine: Arc::clone(machine), next: 0x1800_0000 },
@@ -66,43 +68,66 @@ pub struct Memory {
     machine: Arc<Machine>,
     sites: [[u8; SITE_LEN]; FUNCTIONS],
     slots: [[u8; SITE_LEN]; FUNCTIONS],
+    /// The jumps of entry thunks, by where they are; those that are not here are nops.
+    jumps: BTreeMap<u64, [u8; SITE_LEN]>,
+}
+
+/// Which five bytes, and what is at an address there.
+enum Place {
+    Site(usize),
+    Slot(usize),
+    /// The jump at this address.
+    Jump(u64),
 }
 
 impl Memory {
-    /// The site or the slot that `address` is in: its bytes, where in them, and what the cores
-    /// see.
-    fn locate(&mut self, address: u64) -> (&mut [u8; SITE_LEN], usize, &AtomicU64) {
-        let Self { machine, sites, slots } = self;
+    /// What `address` is in, and how far behind its start.
+    fn locate(&self, address: u64) -> (Place, usize) {
+        let layout = self.machine.plan.layout;
+        let within = |start: u64| address.checked_sub(start).filter(|&offset| offset < 5);
         for function in 0..FUNCTIONS {
-            let site = LAYOUT.site(entry(function)).get();
-            let slot = LAYOUT.slot(entry(function)).unwrap().get();
-            if let Some(offset) = address.checked_sub(site).filter(|&offset| offset < 5) {
-                return (&mut sites[function], offset as usize, &machine.sites[function]);
+            if let Some(offset) = within(layout.site(entry(function)).get()) {
+                return (Place::Site(function), offset as usize);
             }
-            if let Some(offset) = address.checked_sub(slot).filter(|&offset| offset < 5) {
-                return (&mut slots[function], offset as usize, &machine.slots[function]);
+            let slot = layout.slot(entry(function));
+            if let Some(offset) = slot.and_then(|slot| within(slot.get())) {
+                return (Place::Slot(function), offset as usize);
             }
         }
-        panic!("{address:#x} is in no site and no slot")
+        let jump = address - address % THUNK_SIZE as u64 + THUNK_JUMP as u64;
+        (Place::Jump(jump), within(jump).expect("no site and no slot is there") as usize)
     }
 
     fn store(&mut self, address: u64, bytes: &[u8]) {
-        let (place, offset, seen) = self.locate(address);
-        place[offset..][..bytes.len()].copy_from_slice(bytes);
-        seen.store(packed(*place), Ordering::Release);
+        let (place, offset) = self.locate(address);
+        let Self { machine, sites, slots, jumps } = self;
+        let store = |all: &mut [u8; SITE_LEN], seen: &AtomicU64| {
+            all[offset..][..bytes.len()].copy_from_slice(bytes);
+            seen.store(packed(*all), Ordering::Release);
+        };
+        match place {
+            Place::Site(function) => store(&mut sites[function], &machine.sites[function]),
+            Place::Slot(function) => store(&mut slots[function], &machine.slots[function]),
+            Place::Jump(jump) => {
+                let thunk = jump - THUNK_JUMP as u64;
+                let thunk = Arc::clone(&machine.code.lock().unwrap()[&thunk]);
+                let seen = thunk.jump.as_ref().expect("an entry thunk has a jump");
+                store(jumps.entry(jump).or_insert(NOP), seen);
+            }
+        }
     }
 }
 
-// SAFETY: a site and a slot are one atomic each, whose stores release.
+// SAFETY: a site, a slot and a jump are one atomic each, whose stores release.
 unsafe impl Text for Memory {
     type Error = Infallible;
 
     fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], Infallible> {
-        let function = (0..FUNCTIONS).find(|&at| LAYOUT.site(entry(at)).get() == address);
-        let slot_of = |at: &usize| LAYOUT.slot(entry(*at)).unwrap().get() == address;
-        let bytes = match function {
-            Some(function) => self.sites[function],
-            None => self.slots[(0..FUNCTIONS).find(slot_of).unwrap()],
+        let bytes = match self.locate(address) {
+            (Place::Site(function), 0) => self.sites[function],
+            (Place::Slot(function), 0) => self.slots[function],
+            (Place::Jump(jump), 0) => self.jumps.get(&jump).copied().unwrap_or(NOP),
+            _ => panic!("what is read begins elsewhere"),
         };
         Ok(bytes[..N].try_into().unwrap())
     }
@@ -186,7 +211,8 @@ unsafe impl ImageMemory for Images {
     }
 
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Infallible> {
-        let code = Code { memory: Lent::new(), bytes: code.to_vec() };
+        let jump = (code.len() == THUNK_SIZE).then(|| AtomicU64::new(packed(NOP)));
+        let code = Code { memory: Lent::new(), bytes: code.to_vec(), jump };
         self.machine.code.lock().unwrap().insert(address, Arc::new(code));
         Ok(())
     }

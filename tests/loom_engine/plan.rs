@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use fentry::fault::Fault;
+use fentry::layout::EntryLayout;
 use fentry::patch::Protocol;
 
 use crate::machine::{self, FUNCTIONS};
@@ -20,6 +21,8 @@ pub type Lists = [&'static [Run]; FUNCTIONS];
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub protocol: Protocol,
+    /// What stands around every function's entry.
+    pub layout: EntryLayout,
     /// Whether a branch gets another target in one store.
     pub one_store: bool,
     /// For each core, the functions that it calls, one after the other.

@@ -1,6 +1,7 @@
 //! Retiring: what was detached goes when nobody is there any more, and not before.
 
 use fentry::fault::Fault;
+use fentry::layout::x86_64::{PLAIN, PLAIN_UNPADDED};
 use fentry::patch::Protocol::{Breakpoint, ShortJump};
 
 use crate::operator::Operator;
@@ -9,6 +10,7 @@ use crate::plan::{Break, Plan};
 /// A program comes, goes, and is retired.
 const DETACH: Plan = Plan {
     protocol: ShortJump,
+    layout: PLAIN,
     one_store: false,
     cores: &[&[0, 0]],
     script: detach,
@@ -100,11 +102,32 @@ fn a_list_is_swapped_in_three_passes() {
     swap.shows(0, &[&[], &[(0, 10)], &[(0, 10), (1, 21)], &[(1, 21)]]);
 }
 
+/// The same of a function without a slot: its patch site calls its thunk, and the thunk jumps to
+/// the image, both of which change in the same batches.
+#[test]
+fn a_detached_program_is_retired_behind_a_thunk() {
+    Plan { layout: PLAIN_UNPADDED, ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
+}
+
+/// The patch site stays, and the thunk's jump gets another target in one store.
+#[test]
+fn a_list_is_swapped_behind_a_thunk() {
+    let swap = Plan { layout: PLAIN_UNPADDED, ..SWAP };
+    swap.shows(0, &[&[], &[(0, 10)], &[(0, 10), (1, 21)], &[(1, 21)]]);
+}
+
 /// A core that has entered an image before the batch was taken back finds its index, its
 /// cookie and its program there.
 #[test]
 fn an_attachment_that_failed_is_retired() {
     TAKEN_BACK.shows(0, &[&[], &[(0, 10)], &[(1, 21)]]);
+}
+
+/// Mutant: the same behind a thunk, whose jump a core fetches after it has fetched the site.
+#[test]
+#[should_panic(expected = "after change 2 and before 2 ran [(0, 10)]")]
+fn mutant_without_synchronisations_behind_a_thunk() {
+    Plan { layout: PLAIN_UNPADDED, ..DETACH }.broken(Break::SkipFrom(4)).explore();
 }
 
 /// Mutant: all is said to be quiescent while a core is in the image.

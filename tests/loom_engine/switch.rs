@@ -1,6 +1,7 @@
 //! Programs that are switched off and on while cores call their function.
 
 use fentry::fault::Fault;
+use fentry::layout::x86_64::PLAIN;
 use fentry::patch::Protocol::{Breakpoint, ShortJump};
 
 use crate::operator::Operator;
@@ -9,6 +10,7 @@ use crate::plan::{Break, Plan};
 /// A function's only program is switched off and on.
 const ONE: Plan = Plan {
     protocol: ShortJump,
+    layout: PLAIN,
     one_store: false,
     cores: &[&[0, 0]],
     script: one,

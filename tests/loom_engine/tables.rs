@@ -2,6 +2,7 @@
 
 use fentry::attach::Lanes;
 use fentry::fault::Fault;
+use fentry::layout::x86_64::PLAIN;
 use fentry::patch::Protocol::ShortJump;
 
 use crate::operator::Operator;
@@ -11,6 +12,7 @@ use crate::plan::{Break, Plan};
 /// record and cookie are in memory that was not committed before.
 const GROW: Plan = Plan {
     protocol: ShortJump,
+    layout: PLAIN,
     one_store: false,
     cores: &[&[0, 2]],
     script: grow,
@@ -66,6 +68,21 @@ fn lanes(operator: &mut Operator) {
     assert_eq!(first, third, "a lane whose cookie nobody reads any more");
 }
 
+/// A program goes, and the same comes again before all is quiescent.
+const AGAIN: Plan = Plan {
+    script: again,
+    lists: &[[&[], &[], &[]], [&[(0, 10)], &[], &[]], [&[], &[], &[]], [&[(0, 10)], &[], &[]]],
+    ..LANES
+};
+
+fn again(operator: &mut Operator) {
+    operator.register(0);
+    let first = operator.attach(&[0], 0, &[10]);
+    operator.detach(&[0], first);
+    assert_eq!(operator.attach(&[0], 0, &[10]), first, "the lane that has the cookie already");
+    assert_eq!(operator.quiesce(), 0, "the image is in use again");
+}
+
 /// A function is unloaded, and another one gets its index.
 const REUSE: Plan = Plan {
     cores: &[&[0, 1]],
@@ -105,6 +122,12 @@ fn a_table_grows_under_its_readers() {
 #[test]
 fn a_lane_is_used_again_when_nobody_reads_it() {
     LANES.shows(0, &[&[], &[(0, 10)], &[(1, 21)], &[(1, 21), (2, 32)]]);
+}
+
+/// A program that comes again finds its image and its cookies there, with cores inside or not.
+#[test]
+fn a_lane_is_used_again_for_the_same_cookies() {
+    AGAIN.shows(0, &[&[], &[(0, 10)]]);
 }
 
 /// No core finds the cookie of the function that got an index in the place of that of the one
