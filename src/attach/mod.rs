@@ -27,6 +27,7 @@
 //! lanes stay as they are until the embedder says, with [`Engine::quiesced`], that every
 //! thread has been seen outside.
 
+mod describe;
 mod edit;
 mod engine;
 mod error;

@@ -4,8 +4,8 @@ use super::entry::{
     VECTOR_ARGUMENTS, align_stack, call_anywhere, call_program, forget_return_address,
     restore_vectors, save_vectors,
 };
-use super::exit_thunk::ENTER_TO_EXIT;
-use super::leave::{Bodies, Leave, Return, align, frame, free_frame, session, unless};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::leave::{Leave, Return, align, frame, free_frame, session, unless};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
 use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
@@ -81,7 +81,7 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Bodies { enter, exit, kept: Kept::OnSideStack })
     }
 }
 

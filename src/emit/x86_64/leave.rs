@@ -12,15 +12,6 @@ use crate::encode::x86_64::{
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
-/// The two bodies that the thunks of all functions with the same programs share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Bodies {
-    /// The address of what runs before the function.
-    pub enter: u64,
-    /// The address of what runs after it.
-    pub exit: u64,
-}
-
 /// Vector registers that hold return values: `xmm0` and `xmm1` (psABI 3.2.3).
 const VECTOR_RESULTS: u8 = 2;
 
