@@ -12,6 +12,7 @@ use crate::plan::{Break, Plan};
 const DETACH: Plan = Plan {
     protocol: ShortJump,
     layout: PLAIN,
+    stack_arguments: None,
     one_store: false,
     cores: &[&[0, 0]],
     script: detach,
@@ -62,6 +63,12 @@ fn a_program_at_the_exit_is_retired() {
 #[test]
 fn a_program_at_the_exit_is_retired_by_the_breakpoint() {
     Plan { protocol: Breakpoint, preemptions: Some(5), ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
+}
+
+/// The same of a function whose state is kept on the ordinary stack.
+#[test]
+fn a_program_at_the_exit_is_retired_from_the_stack() {
+    Plan { stack_arguments: Some(1), ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
 }
 
 /// What a call runs at the exit is of the list that it has run at the entry.

@@ -34,8 +34,13 @@ impl Operator {
 
     /// Makes a function known. Gives its index.
     pub fn register(&mut self, function: usize) -> u32 {
-        let (entry, layout, region) = (entry(function), self.machine.plan.layout, Region(0));
-        let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region };
+        let spec = FunctionSpec {
+            entry: entry(function),
+            layout: self.machine.plan.layout,
+            nop: SiteNop::FiveByte,
+            region: Region(0),
+            stack_arguments: self.machine.plan.stack_arguments,
+        };
         let id = self.engine.register(&spec).unwrap();
         self.ids[function] = Some(id);
         id.index()

@@ -23,6 +23,8 @@ pub struct Plan {
     pub protocol: Protocol,
     /// What stands around every function's entry.
     pub layout: EntryLayout,
+    /// How many arguments every function has on the stack, if that is known.
+    pub stack_arguments: Option<u8>,
     /// Whether a branch gets another target in one store.
     pub one_store: bool,
     /// For each core, the functions that it calls, one after the other.

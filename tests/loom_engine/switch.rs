@@ -11,6 +11,7 @@ use crate::plan::{Break, Plan};
 const ONE: Plan = Plan {
     protocol: ShortJump,
     layout: PLAIN,
+    stack_arguments: None,
     one_store: false,
     cores: &[&[0, 0]],
     script: one,

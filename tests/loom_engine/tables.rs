@@ -13,6 +13,7 @@ use crate::plan::{Break, Plan};
 const GROW: Plan = Plan {
     protocol: ShortJump,
     layout: PLAIN,
+    stack_arguments: None,
     one_store: false,
     cores: &[&[0, 2]],
     script: grow,
