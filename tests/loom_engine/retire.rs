@@ -107,13 +107,13 @@ fn a_list_is_swapped_in_three_passes() {
 /// the image, both of which change in the same batches.
 #[test]
 fn a_detached_program_is_retired_behind_a_thunk() {
-    Plan { layout: PLAIN_UNPADDED, ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
+    Plan { layout: PLAIN_UNPADDED, preemptions: Some(6), ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
 }
 
 /// The patch site stays, and the thunk's jump gets another target in one store.
 #[test]
 fn a_list_is_swapped_behind_a_thunk() {
-    let swap = Plan { layout: PLAIN_UNPADDED, ..SWAP };
+    let swap = Plan { layout: PLAIN_UNPADDED, preemptions: Some(6), ..SWAP };
     swap.shows(0, &[&[], &[(0, 10)], &[(0, 10), (1, 21)], &[(1, 21)]]);
 }
 
