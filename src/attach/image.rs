@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use super::engine::Outcome;
 use super::set::Programs;
-use super::{AttachError, Embedder, Engine, ImageMemory, MAX_PROGRAMS};
+use super::{AttachError, Embedder, Emitted, Engine, ImageMemory, MAX_PROGRAMS};
 use crate::emit::x86_64::EntryBody;
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
@@ -102,7 +102,10 @@ impl<E: Embedder> Engine<E> {
                 .map_err(|cause| AttachError::no_image(region, cause))
         });
         match written {
-            Ok(()) => Ok((image, size as u32)),
+            Ok(()) => {
+                self.parts.images.emitted(image, code.written(), Emitted::Image { calls });
+                Ok((image, size as u32))
+            }
             Err(error) => {
                 // SAFETY: as above.
                 unsafe { self.parts.images.free(image, size) };

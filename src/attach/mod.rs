@@ -50,6 +50,7 @@ pub(crate) use edit::Edit;
 
 use core::fmt::{Debug, Display};
 
+use crate::emit::ProgramCall;
 use crate::metadata::TableMemory;
 use crate::patch::{Cores, Text};
 
@@ -81,6 +82,22 @@ pub struct Parts<E: Embedder> {
     pub tables: E::Tables,
 }
 
+/// What was emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Emitted<'a> {
+    /// An image.
+    Image {
+        /// The programs that it runs at the entry.
+        calls: &'a [ProgramCall],
+    },
+    /// A thunk.
+    Thunk {
+        /// The index of its function.
+        index: u32,
+    },
+}
+
 /// Memory for emitted code.
 ///
 /// # Safety
@@ -108,6 +125,13 @@ pub unsafe trait ImageMemory {
     /// # Errors
     /// The embedder's; then nothing was written.
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Self::Error>;
+
+    /// Is told what [`write`](Self::write) has written, before anything leads there: for
+    /// embedders that name emitted code or have unwinders to tell of it. Does nothing unless
+    /// implemented.
+    fn emitted(&mut self, address: u64, code: &[u8], what: Emitted<'_>) {
+        let _ = (address, code, what);
+    }
 
     /// Takes memory back.
     ///

@@ -11,6 +11,7 @@
 //!     cores            membarrier SYNC_CORE
 //!     memory           emitted code within 2 GiB of text, never W and X; tables
 //!     threads          a checked stop, where it matters where threads are
+//!  visible           emitted code, shown to perf and debuggers
 //! ```
 
 pub mod cores;
@@ -31,6 +32,7 @@ mod shared;
 mod state;
 pub mod text;
 pub mod threads;
+mod visible;
 
 pub use embedder::Host;
 pub use error::{AttachError, FindError, HostError, OpenError, Stopped, SynchronizeError};
@@ -38,5 +40,6 @@ pub use functions::{Function, Functions};
 pub use link::{DetachError, Link};
 pub use process::Process;
 pub use program::{Cookies, Program, Programs};
+pub use visible::{Visibility, VisibilityError};
 
 pub use crate::emit::Vectors;

@@ -58,6 +58,8 @@ pub struct Program {
     pub(super) vectors: Option<Vectors>,
     pub(super) cookies: Cookies,
     pub(super) keep: Option<Keep>,
+    /// What emitted code that runs it is named after.
+    pub(super) name: Option<&'static str>,
 }
 
 impl fmt::Debug for Program {
@@ -89,6 +91,7 @@ impl Program {
             vectors: None,
             cookies: Cookies::Same(0),
             keep: Some(keep),
+            name: Some(core::any::type_name::<F>()),
         }
     }
 
@@ -100,6 +103,7 @@ impl Program {
             vectors: None,
             cookies: Cookies::Same(0),
             keep: None,
+            name: None,
         }
     }
 

@@ -18,6 +18,7 @@ mod leave;
 mod side_stack;
 mod swap;
 mod thunk;
+mod unwind;
 
 pub use called::CalledTrampoline;
 pub use enter::SideStackBodies;
@@ -27,3 +28,4 @@ pub use leave::Bodies;
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
 pub use swap::SwapBodies;
 pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk};
+pub use unwind::UnwindTable;
