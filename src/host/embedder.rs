@@ -11,8 +11,10 @@ use super::error::HostError;
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Allocation, Arena, MemoryError, Reservation};
 use super::text::HostText;
+use super::unwind::Registered;
 use super::visible::{Naming, Visible};
 use crate::attach::{Embedder, Emitted, ImageMemory, Region};
+use crate::emit::x86_64::UnwindTable;
 use crate::metadata::TableMemory;
 
 /// This process, as an [`Embedder`].
@@ -46,6 +48,8 @@ struct Placed {
     region: Region,
     arena: usize,
     allocation: Allocation,
+    /// What unwinders know of it.
+    unwind: Option<Registered>,
 }
 
 impl HostImages {
@@ -112,7 +116,7 @@ unsafe impl ImageMemory for HostImages {
             match arena.allocate(size, ALIGN) {
                 Ok(allocation) => {
                     let address = allocation.run();
-                    let placed = Placed { region, arena: number, allocation };
+                    let placed = Placed { region, arena: number, allocation, unwind: None };
                     self.allocations.insert(address, placed);
                     return Ok(address);
                 }
@@ -130,12 +134,23 @@ unsafe impl ImageMemory for HostImages {
     }
 
     fn emitted(&mut self, address: u64, code: &[u8], what: Emitted<'_>) {
+        if let Some((start, placed)) = self.allocations.range_mut(..=address).next_back()
+            && placed.unwind.is_none()
+        {
+            let size = placed.allocation.size();
+            placed.unwind = Some(Registered::new(&match what {
+                Emitted::Image { .. } => UnwindTable::of_entry_body(address, code.len()),
+                // One table for all thunks that will stand there.
+                Emitted::Thunk { .. } => UnwindTable::of_entry_thunks(*start, size),
+            }));
+        }
         self.visible.emitted(address, code, what);
     }
 
     unsafe fn free(&mut self, address: u64, size: usize) {
         self.visible.gone(&(address..address + size as u64));
-        let Some(Placed { region, arena, allocation }) = self.allocations.remove(&address) else {
+        let Some(Placed { region, arena, allocation, .. }) = self.allocations.remove(&address)
+        else {
             return;
         };
         if let Some(arena) = self.arena(region, arena) {

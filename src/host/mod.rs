@@ -11,6 +11,7 @@
 //!     cores            membarrier SYNC_CORE
 //!     memory           emitted code within 2 GiB of text, never W and X; tables
 //!     threads          a checked stop, where it matters where threads are
+//!  unwind            unwind tables of emitted code, for the C runtime
 //!  visible           emitted code, shown to perf and debuggers
 //! ```
 
@@ -32,6 +33,7 @@ mod shared;
 mod state;
 pub mod text;
 pub mod threads;
+mod unwind;
 mod visible;
 
 pub use embedder::Host;

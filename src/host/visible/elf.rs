@@ -49,7 +49,7 @@ pub(super) fn object(pieces: &[Piece]) -> Vec<u8> {
         symbols.extend(bytes_of(&symbol(strings.len(), info, section, range)));
         strings.extend(piece.name.as_bytes());
         strings.push(0);
-        unwind.extend(piece.unwind.entries());
+        unwind.extend(&piece.unwind);
     }
     unwind.extend([0; 4]);
 

@@ -85,7 +85,8 @@ struct Piece {
     address: u64,
     code: Vec<u8>,
     name: String,
-    unwind: UnwindTable,
+    /// The entries of its unwind table.
+    unwind: Vec<u8>,
 }
 
 impl Piece {
@@ -218,11 +219,11 @@ impl Visible {
             What::Thunk(index) => {
                 let function = functions.get(&index).map_or("", String::as_str);
                 let name = std::format!("fentry::thunk[{index}] {function}");
-                (name, UnwindTable::of_entry_thunk(address, code.len()))
+                (name, UnwindTable::of_entry_thunks(address, code.len()))
             }
         };
         // A perf map has a line for each name, and a jitdump ends it with a zero.
         let name = name.replace(|c: char| c.is_control(), "?");
-        Piece { address, code, name, unwind }
+        Piece { address, code, name, unwind: unwind.entries().into() }
     }
 }

@@ -1,0 +1,1 @@
+//! Functions with entry programs only, through the host.

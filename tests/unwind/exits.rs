@@ -1,0 +1,248 @@
+//! Functions with exit programs: their callers are on side stacks, where the unwinder finds them.
+
+mod hooked;
+
+use core::cell::{Cell, RefCell};
+use core::ops::Range;
+use std::backtrace::Backtrace;
+use std::panic::{catch_unwind, resume_unwind};
+use std::sync::Barrier;
+
+use crate::walk::{addresses, step};
+use hooked::{ENTRIES, EXITS, Hooked, side_stack};
+
+thread_local! {
+    static SEEN: RefCell<Vec<Vec<usize>>> = const { RefCell::new(Vec::new()) };
+    static FROM_PROGRAMS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Looks at the stack from where it is called.
+extern "C-unwind" fn look(_: i64) {
+    let seen = addresses();
+    SEEN.with_borrow_mut(|all| all.push(seen));
+}
+
+/// The same from programs, if that was asked for.
+fn look_from_program() {
+    if FROM_PROGRAMS.get() {
+        look(0);
+    }
+}
+
+/// What was seen while the driver ran.
+#[inline(never)]
+fn seen(drive: extern "C-unwind" fn(i64) -> i64, argument: i64) -> (i64, Vec<Vec<usize>>) {
+    let result = drive(argument);
+    (result, SEEN.take())
+}
+
+/// What the origin sees is what it sees unhooked, but for thunks, of which there are so many.
+fn compare(driver: &str, argument: i64, thunks: usize) {
+    let hooked = Hooked::load(&format!("compare-{driver}"));
+    hooked.call_back(look);
+    let drive = hooked.driver(driver);
+    let traces: Vec<_> = [false, true]
+        .into_iter()
+        .map(|hook| {
+            let _hooks = hook.then(|| hooked.hook());
+            seen(drive, argument)
+        })
+        .collect();
+    let [(unhooked_result, unhooked), (result, traced)] = &traces[..] else { unreachable!() };
+    assert_eq!(result, unhooked_result);
+    let ([unhooked], [traced]) = (&unhooked[..], &traced[..]) else { panic!("looked at once") };
+    let (own, rest): (Vec<usize>, Vec<usize>) =
+        traced.iter().copied().partition(|address| hooked.emitted.contains(address));
+    assert_eq!(rest, *unhooked, "{driver}: emitted code at {own:x?}");
+    assert_eq!(own.len(), thunks, "{driver}: {own:x?}");
+    assert_eq!(side_stack().depth(), 0);
+}
+
+#[test]
+fn a_backtrace_in_the_origin_goes_on_in_the_caller() {
+    compare("drive_leaf", 3, 1);
+    compare("drive_many", 3, 1);
+}
+
+#[test]
+fn a_backtrace_after_tail_calls_goes_on_in_the_caller() {
+    // Three hooked functions with one return address: one thunk is returned to.
+    compare("drive_tail", 3, 1);
+}
+
+#[test]
+fn a_backtrace_goes_through_hooked_functions_at_any_depth() {
+    for depth in 0..40 {
+        compare("drive_down", depth, depth as usize + 1);
+    }
+}
+
+#[test]
+fn programs_see_the_function_and_its_callers() {
+    let hooked = Hooked::load("programs");
+    hooked.call_back(look);
+    let drive = hooked.driver("drive_quiet");
+    let quiet = hooked.function("quiet");
+    let driver = hooked.function("drive_quiet");
+    let _hooks = hooked.hook();
+    FROM_PROGRAMS.set(true);
+    let (result, traces) = seen(drive, 5);
+    FROM_PROGRAMS.set(false);
+    assert_eq!(result, 16);
+    assert_eq!(traces.len(), 2, "one from each program");
+    let here = addresses();
+    for trace in &traces {
+        let body = trace.iter().position(|address| hooked.emitted.contains(address));
+        let [body, function, caller, test, rest @ ..] = &trace[body.expect("the body")..] else {
+            panic!("{trace:x?}")
+        };
+        assert!(hooked.emitted.contains(body), "{trace:x?}");
+        // What a debugger shows as the frame's place is before the return address.
+        assert!(quiet.contains(&(function - 1)), "{trace:x?}");
+        assert!(driver.contains(&(caller - 1)), "{trace:x?}");
+        assert!(!hooked.emitted.contains(test), "{trace:x?}");
+        assert_eq!(rest[1..], here[3..], "{trace:x?} {here:x?}");
+    }
+    assert_eq!(traces[0][traces[0].len() - 8..], traces[1][traces[1].len() - 8..]);
+}
+
+/// At every instruction of thunk and bodies, the stack leads to the function's caller.
+fn step_through(driver: &str, function: &str, argument: i64) {
+    extern "C-unwind" fn nothing(_: i64) {}
+
+    let hooked = Hooked::load(&format!("step-{driver}"));
+    hooked.call_back(nothing);
+    let (address, function, driver) =
+        (hooked.address(driver), hooked.function(function), hooked.function(driver));
+    let _hooks = hooked.hook();
+    // The first call makes the side stack.
+    for round in 0..2 {
+        // SAFETY: a driver, which may be called with any number.
+        let (_, steps) = unsafe { step(address, argument, &hooked.emitted) };
+        assert!(steps.len() > 50, "{} instructions", steps.len());
+        let mut tail = None;
+        for seen in &steps {
+            let place = seen.at - hooked.emitted.start;
+            let not_own = |address: &&usize| {
+                !hooked.emitted.contains(*address) && !function.contains(&(**address - 1))
+            };
+            let callers: Vec<usize> = seen.callers.iter().filter(not_own).copied().collect();
+            assert!(callers.len() > 3, "at {place:#x}, round {round}: {:x?}", seen.callers);
+            assert!(driver.contains(&(callers[0] - 1)), "at {place:#x}: {:x?}", seen.callers);
+            assert_eq!(*tail.get_or_insert_with(|| callers.clone()), callers, "at {place:#x}");
+        }
+    }
+}
+
+#[test]
+fn every_instruction_of_thunk_and_bodies_leads_to_the_caller() {
+    step_through("drive_quiet", "quiet", 1);
+    step_through("drive_leaf", "leaf", 1);
+}
+
+#[test]
+fn cpp_exceptions_pass_and_are_accounted_for() {
+    let hooked = Hooked::load("throw");
+    let (throw, guards) = (hooked.driver("drive_throw"), hooked.driver("guards_run"));
+    let quiet = hooked.driver("drive_quiet");
+    let unhooked = throw(5);
+    assert_eq!((unhooked, guards(0)), (1005, 6));
+    let _hooks = hooked.hook();
+    for round in 1..=20 {
+        assert_eq!(throw(5), unhooked);
+        assert_eq!(guards(0), 6 * (round + 1), "what is left is destroyed");
+        assert_eq!(quiet(1), 8);
+    }
+    let (entries, exits) = (ENTRIES.get(), EXITS.get());
+    assert_eq!((entries, exits), (20 * 7, 20));
+    assert_eq!((side_stack().abandoned(), side_stack().depth()), (20 * 6, 0));
+}
+
+#[test]
+fn rust_panics_pass_and_are_accounted_for() {
+    extern "C-unwind" fn panics(_: i64) {
+        resume_unwind(Box::new("thrown in the origin"));
+    }
+
+    let hooked = Hooked::load("panic");
+    hooked.call_back(panics);
+    let (down, quiet) = (hooked.driver("drive_down"), hooked.driver("drive_quiet"));
+    let _hooks = hooked.hook();
+    for _ in 0..20 {
+        let caught = catch_unwind(|| down(5)).expect_err("it panics");
+        assert_eq!(caught.downcast_ref(), Some(&"thrown in the origin"));
+        assert_eq!(quiet(1), 8);
+    }
+    assert_eq!((ENTRIES.get(), EXITS.get()), (20 * 7, 20));
+    assert_eq!((side_stack().abandoned(), side_stack().depth()), (20 * 6, 0));
+}
+
+#[test]
+fn longjmp_leaves_the_side_stack_right() {
+    let hooked = Hooked::load("jump");
+    hooked.call_back(look);
+    let (jump, quiet) = (hooked.driver("drive_jump"), hooked.driver("drive_quiet"));
+    let leaf = hooked.driver("drive_leaf");
+    let _hooks = hooked.hook();
+    for _ in 0..20 {
+        assert_eq!(jump(5), 7);
+        // Frames that were left behind are not taken for a caller's.
+        let (result, traces) = seen(leaf, 1);
+        assert_eq!((result, traces.len()), (4, 1));
+        assert!(traces[0].len() > 5, "{:x?}", traces[0]);
+        assert_eq!(quiet(1), 8);
+    }
+    assert_eq!((ENTRIES.get(), EXITS.get()), (20 * 8, 20 * 2));
+    assert_eq!((side_stack().abandoned(), side_stack().depth()), (20 * 6, 0));
+}
+
+#[test]
+fn backtraces_name_the_function_and_its_caller() {
+    extern "C-unwind" fn capture(_: i64) {
+        let text = Backtrace::force_capture().to_string();
+        let place = |name: &str| {
+            let line = text.lines().position(|line| line.trim_end().ends_with(name));
+            line.unwrap_or_else(|| panic!("{name} is missing:\n{text}"))
+        };
+        assert!(place(": many") < place(": drive_many"), "{text}");
+        assert!(place(": drive_many") < place("backtraces_name_the_function_and_its_caller"));
+    }
+
+    let hooked = Hooked::load("names");
+    hooked.call_back(capture);
+    let drive = hooked.driver("drive_many");
+    let unhooked = drive(2);
+    let _hooks = hooked.hook();
+    assert_eq!(drive(2), unhooked);
+}
+
+#[test]
+fn threads_find_their_own_callers() {
+    const THREADS: usize = 12;
+    static ALL_INSIDE: Barrier = Barrier::new(THREADS);
+
+    /// Looks when every thread is in its origin.
+    extern "C-unwind" fn look_together(_: i64) {
+        ALL_INSIDE.wait();
+        look(0);
+        ALL_INSIDE.wait();
+    }
+
+    let hooked = Hooked::load("threads");
+    hooked.call_back(look_together);
+    let (down, driver) = (hooked.driver("drive_down"), hooked.function("drive_down"));
+    let _hooks = hooked.hook();
+    std::thread::scope(|scope| {
+        for depth in 0..THREADS {
+            let (hooked, driver): (&Hooked, &Range<usize>) = (&hooked, &driver);
+            scope.spawn(move || {
+                let (_, traces) = seen(down, depth as i64);
+                let thunks = traces[0].iter().filter(|seen| hooked.emitted.contains(*seen)).count();
+                assert_eq!(thunks, depth + 1, "{:x?}", traces[0]);
+                let callers = traces[0].iter().filter(|seen| driver.contains(&(**seen - 1)));
+                assert_eq!(callers.count(), 1, "{:x?}", traces[0]);
+                assert_eq!(side_stack().depth(), 0);
+            });
+        }
+    });
+}
