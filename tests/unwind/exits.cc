@@ -31,6 +31,8 @@ HOOKED long thrower(long n) { Guard guard = {&guards}; if (n == 0) throw 1000L; 
 static jmp_buf out;
 HOOKED long jumper(long n) { if (n == 0) longjmp(out, 7); long below = jumper(n - 1); AFTER; return below + n; }
 
+HOOKED long landing(long n) { int left = setjmp(out); if (left) return left; long a = jumper(n); return a * 2; }
+
 PLAIN long drive_leaf(long n) { long a = leaf(n); return a * 2; }
 PLAIN long drive_quiet(long n) { long a = quiet(n); return a * 2; }
 PLAIN long drive_many(long n) { long a = many(n, 1, 2, 3, 4, 5, 6, 7); return a * 2; }
@@ -38,5 +40,7 @@ PLAIN long drive_tail(long n) { long a = tail_twice(n); return a * 2; }
 PLAIN long drive_down(long n) { long a = down(n); return a * 2; }
 PLAIN long drive_throw(long n) { try { long a = thrower(n); return a * 2; } catch (long thrown) { return thrown + n; } }
 PLAIN long drive_jump(long n) { int left = setjmp(out); if (left) return left; long a = jumper(n); return a * 2; }
+PLAIN long drive_left(long n) { if (setjmp(out)) return quiet(n) * 2; long a = jumper(n); return a * 2; }
+PLAIN long drive_landing(long n) { long a = landing(n); return a * 2; }
 PLAIN long guards_run(long) { return guards; }
 }

@@ -3,13 +3,12 @@
 mod hooked;
 
 use core::cell::{Cell, RefCell};
-use core::ops::Range;
 use std::backtrace::Backtrace;
 use std::panic::{catch_unwind, resume_unwind};
 use std::sync::Barrier;
 
 use crate::walk::{addresses, step};
-use hooked::{ENTRIES, EXITS, Hooked, side_stack};
+use hooked::{DEPTH, ENTRIES, EXITS, Hooked, is_in, side_stack};
 
 thread_local! {
     static SEEN: RefCell<Vec<Vec<usize>>> = const { RefCell::new(Vec::new()) };
@@ -82,8 +81,6 @@ fn programs_see_the_function_and_its_callers() {
     let hooked = Hooked::load("programs");
     hooked.call_back(look);
     let drive = hooked.driver("drive_quiet");
-    let quiet = hooked.function("quiet");
-    let driver = hooked.function("drive_quiet");
     let _hooks = hooked.hook();
     FROM_PROGRAMS.set(true);
     let (result, traces) = seen(drive, 5);
@@ -98,46 +95,68 @@ fn programs_see_the_function_and_its_callers() {
         };
         assert!(hooked.emitted.contains(body), "{trace:x?}");
         // What a debugger shows as the frame's place is before the return address.
-        assert!(quiet.contains(&(function - 1)), "{trace:x?}");
-        assert!(driver.contains(&(caller - 1)), "{trace:x?}");
+        assert!(is_in(*function, "quiet"), "{trace:x?}");
+        assert!(is_in(*caller, "drive_quiet"), "{trace:x?}");
         assert!(!hooked.emitted.contains(test), "{trace:x?}");
         assert_eq!(rest[1..], here[3..], "{trace:x?} {here:x?}");
     }
     assert_eq!(traces[0][traces[0].len() - 8..], traces[1][traces[1].len() - 8..]);
 }
 
-/// At every instruction of thunk and bodies, the stack leads to the function's caller.
-fn step_through(driver: &str, function: &str, argument: i64) {
-    extern "C-unwind" fn nothing(_: i64) {}
-
-    let hooked = Hooked::load(&format!("step-{driver}"));
-    hooked.call_back(nothing);
-    let (address, function, driver) =
-        (hooked.address(driver), hooked.function(function), hooked.function(driver));
-    let _hooks = hooked.hook();
-    // The first call makes the side stack.
-    for round in 0..2 {
-        // SAFETY: a driver, which may be called with any number.
-        let (_, steps) = unsafe { step(address, argument, &hooked.emitted) };
-        assert!(steps.len() > 50, "{} instructions", steps.len());
-        let mut tail = None;
-        for seen in &steps {
-            let place = seen.at - hooked.emitted.start;
-            let not_own = |address: &&usize| {
-                !hooked.emitted.contains(*address) && !function.contains(&(**address - 1))
-            };
-            let callers: Vec<usize> = seen.callers.iter().filter(not_own).copied().collect();
-            assert!(callers.len() > 3, "at {place:#x}, round {round}: {:x?}", seen.callers);
-            assert!(driver.contains(&(callers[0] - 1)), "at {place:#x}: {:x?}", seen.callers);
-            assert_eq!(*tail.get_or_insert_with(|| callers.clone()), callers, "at {place:#x}");
-        }
+/// At every instruction of thunks and bodies, the stack leads to the driver of the functions, and
+/// on from there; `more` are hooked functions of which one may be called by the other.
+fn step_through(hooked: &Hooked, driver: &str, more: &[&str], argument: i64) {
+    // SAFETY: a driver, which may be called with any number.
+    let (_, steps) = unsafe { step(hooked.address(driver), argument, &hooked.emitted) };
+    assert!(steps.len() > 50, "{} instructions", steps.len());
+    let mut tail = None;
+    for seen in &steps {
+        let place = seen.at - hooked.emitted.start;
+        let of_driver = |address: &&usize| {
+            !hooked.emitted.contains(*address) && !more.iter().any(|name| is_in(**address, name))
+        };
+        let callers: Vec<usize> = seen.callers.iter().filter(of_driver).copied().collect();
+        assert!(callers.len() > 3, "at {place:#x}: {:x?}", seen.callers);
+        assert!(is_in(callers[0], driver), "at {place:#x}: {:x?}", seen.callers);
+        let rest = &callers[1..];
+        assert_eq!(tail.get_or_insert_with(|| rest.to_vec()), rest, "at {place:#x}");
     }
+}
+
+/// Functions that call back to something that does nothing.
+fn quiet_functions(name: &str) -> Hooked {
+    extern "C-unwind" fn nothing(_: i64) {}
+    let hooked = Hooked::load(name);
+    hooked.call_back(nothing);
+    hooked
 }
 
 #[test]
 fn every_instruction_of_thunk_and_bodies_leads_to_the_caller() {
-    step_through("drive_quiet", "quiet", 1);
-    step_through("drive_leaf", "leaf", 1);
+    let hooked = quiet_functions("step");
+    let _hooks = hooked.hook();
+    // The first call makes the side stack.
+    for _ in 0..2 {
+        step_through(&hooked, "drive_quiet", &["quiet"], 1);
+        step_through(&hooked, "drive_tail", &["tail_twice", "tail", "leaf"], 1);
+        step_through(&hooked, "drive_down", &["down"], 2);
+    }
+    // Frames that were left are dropped, by the next call and by a return to further down.
+    step_through(&hooked, "drive_left", &["quiet", "jumper"], 3);
+    assert_eq!(side_stack().abandoned(), 4);
+    step_through(&hooked, "drive_landing", &["landing", "jumper"], 3);
+    assert_eq!((side_stack().abandoned(), side_stack().depth()), (8, 0));
+}
+
+#[test]
+fn every_instruction_of_an_unhooked_call_leads_to_the_caller() {
+    DEPTH.set(1);
+    let hooked = quiet_functions("step-full");
+    let _hooks = hooked.hook();
+    for calls in 1..=2 {
+        step_through(&hooked, "drive_down", &["down"], 2);
+        assert_eq!((side_stack().overflowed(), side_stack().depth()), (2 * calls, 0));
+    }
 }
 
 #[test]
@@ -230,16 +249,16 @@ fn threads_find_their_own_callers() {
 
     let hooked = Hooked::load("threads");
     hooked.call_back(look_together);
-    let (down, driver) = (hooked.driver("drive_down"), hooked.function("drive_down"));
+    let down = hooked.driver("drive_down");
     let _hooks = hooked.hook();
     std::thread::scope(|scope| {
         for depth in 0..THREADS {
-            let (hooked, driver): (&Hooked, &Range<usize>) = (&hooked, &driver);
+            let hooked = &hooked;
             scope.spawn(move || {
                 let (_, traces) = seen(down, depth as i64);
                 let thunks = traces[0].iter().filter(|seen| hooked.emitted.contains(*seen)).count();
                 assert_eq!(thunks, depth + 1, "{:x?}", traces[0]);
-                let callers = traces[0].iter().filter(|seen| driver.contains(&(**seen - 1)));
+                let callers = traces[0].iter().filter(|seen| is_in(**seen, "drive_down"));
                 assert_eq!(callers.count(), 1, "{:x?}", traces[0]);
                 assert_eq!(side_stack().depth(), 0);
             });

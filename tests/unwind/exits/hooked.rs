@@ -19,21 +19,10 @@ use fentry::layout::x86_64::PLAIN;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use crate::support::compile::{Build, Compiler, shared_object};
-use crate::support::object::Object;
+use crate::support::object::{Object, symbol_at};
 
-const HOOKED: [&str; 8] =
-    ["leaf", "quiet", "many", "tail", "tail_twice", "down", "thrower", "jumper"];
-
-const DRIVERS: [&str; 8] = [
-    "drive_leaf",
-    "drive_quiet",
-    "drive_many",
-    "drive_tail",
-    "drive_down",
-    "drive_throw",
-    "drive_jump",
-    "guards_run",
-];
+const HOOKED: [&str; 9] =
+    ["leaf", "quiet", "many", "tail", "tail_twice", "down", "thrower", "jumper", "landing"];
 
 /// Where thunks and images are in `ground`.
 const THUNKS: u64 = 0x2000;
@@ -41,6 +30,8 @@ const GROUND: u64 = 0x4000;
 
 thread_local! {
     static SIDE_STACK: Cell<*mut SideStack> = const { Cell::new(ptr::null_mut()) };
+    /// Frames that the thread's side stack will have.
+    pub static DEPTH: Cell<u32> = const { Cell::new(64) };
     pub static ENTRIES: Cell<u64> = const { Cell::new(0) };
     pub static EXITS: Cell<u64> = const { Cell::new(0) };
 }
@@ -58,7 +49,7 @@ fn thread_offset() -> i32 {
 }
 
 extern "C" fn make_side_stack() -> *mut SideStack {
-    let bytes = SideStack::size_for(64);
+    let bytes = SideStack::size_for(DEPTH.get());
     let layout = Layout::from_size_align(bytes, 16).expect("16 is a power of two");
     // SAFETY: not empty.
     let memory = NonNull::new(unsafe { alloc(layout) }).expect("there is memory");
@@ -147,15 +138,6 @@ impl Hooked {
         unsafe { self.object.function(name) }
     }
 
-    /// Where a function's code is, as far as no other begins.
-    pub fn function(&self, name: &str) -> Range<usize> {
-        let start = self.address(name);
-        let all = HOOKED.iter().chain(&DRIVERS).map(|name| self.address(name));
-        // What belongs to the next one before its entry: the padding.
-        let end = all.filter(|&other| other > start).min().map_or(start + 256, |next| next - 16);
-        start..end
-    }
-
     pub fn address(&self, name: &str) -> usize {
         self.object.address(name)
     }
@@ -189,7 +171,7 @@ impl Hooked {
         let marks = marks(code.written(), ground, bodies);
         write(ground, code.written());
         let head = SIDE_STACKS.as_ptr() as u64;
-        let mut tables = vec![UnwindTable::of_side_stack_bodies(image, bodies, marks, head)];
+        let mut tables = vec![UnwindTable::of_side_stack_bodies(image, bodies, &marks, head)];
         let mut sites = Vec::new();
         for (&function, index) in functions.iter().zip(0_u32..) {
             let entry = Entry::new(function);
@@ -258,6 +240,12 @@ fn marks(image: &[u8], start: u64, bodies: Bodies) -> Marks {
     let after = |found: &dyn Fn(&Instruction) -> bool, code: &[Instruction]| {
         code.iter().find(|instruction| found(instruction)).expect("it is there").next_ip()
     };
+    let exit_end = after(&|instruction| instruction.mnemonic() == Mnemonic::Ret, &exit) + 1;
+    let aside = from(exit_end);
+    let popped = |instruction: &Instruction| {
+        instruction.mnemonic() == Mnemonic::Pop && instruction.op0_register() == Register::RBP
+    };
+    let returned = |instruction: &Instruction| instruction.mnemonic() == Mnemonic::Ret;
     let enter = from(bodies.enter);
     // The second store of the function's entry is that to the context.
     let function = |instruction: &Instruction| {
@@ -268,7 +256,14 @@ fn marks(image: &[u8], start: u64, bodies: Bodies) -> Marks {
     };
     Marks {
         exit_found: after(&|instruction| instruction.mnemonic() == Mnemonic::Jne, &exit),
-        exit_end: after(&|instruction| instruction.mnemonic() == Mnemonic::Ret, &exit) + 1,
+        exit_end,
+        unhooked: after(&popped, &aside)..after(&returned, &aside) + 1,
         enter_found: after(&function, &enter),
     }
+}
+
+/// Whether the call that returns to `address` is in the function `name`, as the dynamic linker
+/// knows it.
+pub fn is_in(address: usize, name: &str) -> bool {
+    symbol_at(address - 1).is_some_and(|found| found == name)
 }

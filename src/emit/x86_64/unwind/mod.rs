@@ -106,7 +106,7 @@ impl UnwindTable {
     pub fn of_side_stack_bodies(
         image: Range<u64>,
         bodies: Bodies,
-        marks: Marks,
+        marks: &Marks,
         side_stacks: u64,
     ) -> Self {
         let mut table = Self::new();
@@ -160,6 +160,12 @@ impl UnwindTable {
         let mut rows = table.of(marks.exit_end..bodies.enter);
         rows.cfa(RBP, 16);
         rows.saved(RBP, 16);
+        rows.at(marks.unhooked.start);
+        rows.cfa(RSP, SLOT);
+        rows.same(RBP);
+        rows.at(marks.unhooked.end);
+        rows.cfa(RBP, 16);
+        rows.saved(RBP, 16);
         rows.end();
 
         let mut rows = table.of(bodies.enter..image.end);
@@ -183,12 +189,14 @@ impl UnwindTable {
 const LEAVE_END: usize = 21;
 
 /// Places in the code of side-stack bodies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Marks {
     /// Where the exit body has found its frame.
     pub exit_found: u64,
     /// Where the exit body ends.
     pub exit_end: u64,
+    /// What returns to a thunk whose function runs unhooked, from where `rbp` is the caller's.
+    pub unhooked: Range<u64>,
     /// Where the enter body has stored what function it is.
     pub enter_found: u64,
 }
