@@ -11,10 +11,9 @@ use super::error::HostError;
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Allocation, Arena, MemoryError, Reservation};
 use super::text::HostText;
-use super::unwind::Registered;
+use super::unwind::{self, Registered};
 use super::visible::{Naming, Visible};
 use crate::attach::{Embedder, Emitted, ImageMemory, Region};
-use crate::emit::x86_64::UnwindTable;
 use crate::metadata::TableMemory;
 
 /// This process, as an [`Embedder`].
@@ -134,15 +133,15 @@ unsafe impl ImageMemory for HostImages {
     }
 
     fn emitted(&mut self, address: u64, code: &[u8], what: Emitted<'_>) {
-        if let Some((start, placed)) = self.allocations.range_mut(..=address).next_back()
+        if let Some((_, placed)) = self.allocations.range_mut(..=address).next_back()
             && placed.unwind.is_none()
         {
-            let size = placed.allocation.size();
-            placed.unwind = Some(Registered::new(&match what {
-                Emitted::Image { .. } => UnwindTable::of_entry_body(address, code.len()),
-                // One table for all thunks that will stand there.
-                Emitted::Thunk { .. } => UnwindTable::of_entry_thunks(*start, size),
-            }));
+            // Thunks share memory: the table of the first one is that of all that will stand there.
+            let size = match what {
+                Emitted::Image { .. } => code.len(),
+                Emitted::Thunk { .. } => placed.allocation.size(),
+            };
+            placed.unwind = Some(Registered::new(&unwind::table(address, size, what)));
         }
         self.visible.emitted(address, code, what);
     }

@@ -5,7 +5,16 @@
 
 use std::boxed::Box;
 
+use crate::attach::Emitted;
 use crate::emit::x86_64::UnwindTable;
+
+/// The table of what was emitted.
+pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable {
+    match what {
+        Emitted::Image { .. } => UnwindTable::of_entry_body(address, size),
+        Emitted::Thunk { .. } => UnwindTable::of_entry_thunks(address, size),
+    }
+}
 
 // SAFETY: libgcc_s, which every Rust program on a GNU system is linked to, has these functions
 // with this type (gcc, `libgcc/unwind-dw2-fde.c`).

@@ -3,10 +3,15 @@
 mod hooked;
 
 use core::cell::{Cell, RefCell};
+use core::ffi::c_void;
+use core::ptr;
 use std::backtrace::Backtrace;
 use std::panic::{catch_unwind, resume_unwind};
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 
+use fentry::emit::x86_64::{Bodies, Marks, UnwindTable};
+
+use crate::is_alone;
 use crate::walk::{addresses, step};
 use hooked::{DEPTH, ENTRIES, EXITS, Hooked, is_in, side_stack};
 
@@ -227,12 +232,73 @@ fn backtraces_name_the_function_and_its_caller() {
         assert!(place(": drive_many") < place("backtraces_name_the_function_and_its_caller"));
     }
 
+    if !is_alone("exits::backtraces_name_the_function_and_its_caller") {
+        return;
+    }
     let hooked = Hooked::load("names");
     hooked.call_back(capture);
     let drive = hooked.driver("drive_many");
     let unhooked = drive(2);
     let _hooks = hooked.hook();
     assert_eq!(drive(2), unhooked);
+}
+
+/// As [`libc::pthread_create`] wants it: a thread that Rust knows nothing of, because it ends by
+/// unwinding, which Rust's own would not survive.
+#[test]
+fn a_thread_that_ends_in_the_origin_unwinds_to_its_start() {
+    static DRIVER: OnceLock<extern "C-unwind" fn(i64) -> i64> = OnceLock::new();
+
+    extern "C-unwind" fn exit(_: i64) {
+        unsafe extern "C-unwind" {
+            fn pthread_exit(value: *mut c_void) -> !;
+        }
+        // SAFETY: no frame between here and the thread's start has anything to drop.
+        unsafe { pthread_exit(ptr::without_provenance_mut(42)) }
+    }
+
+    extern "C-unwind" fn start(_: *mut c_void) -> *mut c_void {
+        DRIVER.get().expect("set before")(5);
+        ptr::null_mut()
+    }
+
+    let hooked = Hooked::load("exit");
+    hooked.call_back(exit);
+    DRIVER.set(hooked.driver("drive_down")).expect("set once");
+    let _hooks = hooked.hook();
+    let mut result = ptr::null_mut();
+    // SAFETY: `start` has this type but for its ABI, which lets a forced unwinding pass; the
+    // thread is joined.
+    unsafe {
+        let start: extern "C" fn(*mut c_void) -> *mut c_void =
+            core::mem::transmute(start as extern "C-unwind" fn(*mut c_void) -> *mut c_void);
+        let mut thread = 0;
+        assert_eq!(libc::pthread_create(&raw mut thread, ptr::null(), start, ptr::null_mut()), 0);
+        assert_eq!(libc::pthread_join(thread, &raw mut result), 0);
+    }
+    assert_eq!(result.addr(), 42);
+}
+
+#[test]
+fn the_longest_tables_fit() {
+    let far = |n: u64| 0x1000 * n;
+    let marks = Marks {
+        exit_found: far(3),
+        exit_end: far(4),
+        unhooked: far(5)..far(6),
+        enter_found: far(8),
+    };
+    let bodies = Bodies { exit: far(2), enter: far(7) };
+    let tables = [
+        UnwindTable::of_side_stack_bodies(far(1)..far(9), bodies, &marks, u64::MAX),
+        UnwindTable::of_exit_thunks(far(1), 0x10_0000, u64::MAX),
+        UnwindTable::of_entry_body(far(1), 0x10_0000),
+        UnwindTable::of_entry_thunks(far(1), 0x10_0000),
+    ];
+    for table in &tables {
+        assert_eq!(table.as_bytes().strip_suffix(&[0; 4]), Some(table.entries()));
+        assert!(table.entries().len() > 40);
+    }
 }
 
 #[test]

@@ -21,8 +21,8 @@ use std::path::PathBuf;
 use std::string::String;
 use std::vec::Vec;
 
+use super::unwind;
 use crate::attach::Emitted;
-use crate::emit::x86_64::UnwindTable;
 use debugger::Debugger;
 use jitdump::Jitdump;
 use perf_map::PerfMap;
@@ -101,6 +101,8 @@ struct Nameless {
     address: u64,
     code: Vec<u8>,
     what: What,
+    /// The entries of its unwind table.
+    unwind: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -161,11 +163,12 @@ impl Visible {
         if self.is_off() {
             return;
         }
+        let unwind = unwind::table(address, code.len(), what).entries().into();
         let what = match what {
             Emitted::Image { calls } => What::Image(calls.iter().map(|call| call.target).collect()),
             Emitted::Thunk { index } => What::Thunk(index),
         };
-        self.nameless.push(Nameless { address, code: code.into(), what });
+        self.nameless.push(Nameless { address, code: code.into(), what, unwind });
     }
 
     /// Takes note of what is gone.
@@ -204,8 +207,8 @@ impl Visible {
         naming: &impl Naming,
         functions: &BTreeMap<u32, String>,
     ) -> Piece {
-        let Nameless { address, code, what } = nameless;
-        let (name, unwind) = match what {
+        let Nameless { address, code, what, unwind } = nameless;
+        let name = match what {
             What::Image(programs) => {
                 let module = naming.module(address).unwrap_or_default();
                 let programs = programs.iter().map(|program| match self.programs.get(program) {
@@ -213,17 +216,15 @@ impl Visible {
                     None => std::format!("{program:#x}"),
                 });
                 let programs = programs.collect::<Vec<_>>().join(", ");
-                let name = std::format!("fentry::entry[{module}] {programs}");
-                (name, UnwindTable::of_entry_body(address, code.len()))
+                std::format!("fentry::entry[{module}] {programs}")
             }
             What::Thunk(index) => {
                 let function = functions.get(&index).map_or("", String::as_str);
-                let name = std::format!("fentry::thunk[{index}] {function}");
-                (name, UnwindTable::of_entry_thunks(address, code.len()))
+                std::format!("fentry::thunk[{index}] {function}")
             }
         };
         // A perf map has a line for each name, and a jitdump ends it with a zero.
         let name = name.replace(|c: char| c.is_control(), "?");
-        Piece { address, code, name, unwind: unwind.entries().into() }
+        Piece { address, code, name, unwind }
     }
 }

@@ -183,7 +183,6 @@ impl Expression {
 
     fn add(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
-        debug_assert!(end <= MAX, "an expression of {end} bytes");
         if let Some(place) = self.bytes.get_mut(self.len..end) {
             place.copy_from_slice(bytes);
         }

@@ -51,7 +51,7 @@ impl UnwindTable {
         let mut table = Self::new();
         let mut rows = table.of(address..address + size as u64);
         rows.push_rbp();
-        rows.from_end(BODY_END);
+        rows.before_end(BODY_END);
         rows.cfa(RSP, SLOT);
         rows.same(RBP);
         rows.end();
@@ -141,17 +141,17 @@ impl UnwindTable {
         function.plus(1);
         rows.return_address_is(&function);
         // Its frame is not the thread's any more.
-        rows.from_end(LEAVE_END);
+        rows.before_end(LEAVE_END);
         rows.return_address_at(SLOT);
         rows.cfa(RBP, 24);
         rows.saved(RBX, 16);
         rows.saved(RBP, 24);
-        rows.from_end(BODY_END + 2);
+        rows.before_end(BODY_END + 2);
         rows.cfa(RSP, 24);
-        rows.from_end(BODY_END + 1);
+        rows.before_end(BODY_END + 1);
         rows.cfa(RSP, 16);
         rows.same(RBP);
-        rows.from_end(BODY_END);
+        rows.before_end(BODY_END);
         rows.cfa(RSP, 8);
         rows.same(RBX);
         rows.end();
@@ -175,7 +175,7 @@ impl UnwindTable {
         function.load_at(RBP, FUNCTION.disp);
         function.plus(1);
         rows.return_address_is(&function);
-        rows.from_end(BODY_END);
+        rows.before_end(BODY_END);
         rows.cfa(RSP, SLOT);
         rows.same(RBP);
         rows.return_address_at(SLOT);

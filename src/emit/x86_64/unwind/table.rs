@@ -75,7 +75,6 @@ impl UnwindTable {
 
     fn add(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
-        debug_assert!(end <= MAX, "a table of {end} bytes");
         if let Some(place) = self.bytes.get_mut(self.len..end) {
             place.copy_from_slice(bytes);
         }
@@ -110,7 +109,7 @@ impl Rows<'_> {
     }
 
     /// The next row holds from `bytes` before the end on.
-    pub(super) fn from_end(&mut self, bytes: usize) {
+    pub(super) fn before_end(&mut self, bytes: usize) {
         self.at(self.end.wrapping_sub(bytes as u64));
     }
 
