@@ -9,7 +9,7 @@ use std::backtrace::Backtrace;
 use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Barrier, OnceLock};
 
-use fentry::emit::x86_64::{Bodies, Marks, UnwindTable};
+use fentry::emit::x86_64::{Bodies, Marks, SideStackList, UnwindTable};
 
 use crate::is_alone;
 use crate::walk::{addresses, step};
@@ -289,9 +289,10 @@ fn the_longest_tables_fit() {
         enter_found: far(8),
     };
     let bodies = Bodies { exit: far(2), enter: far(7) };
+    let list = SideStackList { first: u64::MAX, next: 127, side_stack: 127 };
     let tables = [
-        UnwindTable::of_side_stack_bodies(far(1)..far(9), bodies, &marks, u64::MAX),
-        UnwindTable::of_exit_thunks(far(1), 0x10_0000, u64::MAX),
+        UnwindTable::of_side_stack_bodies(far(1)..far(9), bodies, &marks, &list),
+        UnwindTable::of_exit_thunks(far(1), 0x10_0000, &list),
         UnwindTable::of_entry_body(far(1), 0x10_0000),
         UnwindTable::of_entry_thunks(far(1), 0x10_0000),
     ];

@@ -28,4 +28,4 @@ pub use leave::Bodies;
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
 pub use swap::SwapBodies;
 pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk};
-pub use unwind::{Marks, UnwindTable};
+pub use unwind::{Marks, SideStackList, UnwindTable};

@@ -28,7 +28,7 @@ const FREE: u64 = u64::MAX;
 /// | 16 | 8 | address of the first frame |
 /// | 24 | 8 | calls that ran unhooked because no frame was free |
 /// | 32 | 8 | frames that were left without a return, and dropped |
-/// | 40 | 8 | address of the next side stack of the process, for unwinders; 0 in the last |
+/// | 40 | 8 | unused |
 /// | 48 | 112 | what stands below the first frame: a frame that is never used |
 /// | 160 | | the frames, 112 bytes each, an [`ExitContext`] each |
 ///
@@ -55,7 +55,7 @@ pub struct SideStack {
     base: AtomicU64,
     overflowed: AtomicU64,
     abandoned: AtomicU64,
-    next: AtomicU64,
+    unused: u64,
     below: ExitContext,
 }
 
@@ -68,7 +68,6 @@ pub(super) mod field {
     pub const BASE: i32 = offset_of!(SideStack, base) as i32;
     pub const OVERFLOWED: i32 = offset_of!(SideStack, overflowed) as i32;
     pub const ABANDONED: i32 = offset_of!(SideStack, abandoned) as i32;
-    pub const NEXT: i32 = offset_of!(SideStack, next) as i32;
 }
 
 static_assertions::const_assert_eq!(size_of::<SideStack>(), 160);
@@ -157,7 +156,7 @@ impl SideStack {
                 base: AtomicU64::new(base.as_ptr() as u64),
                 overflowed: AtomicU64::new(0),
                 abandoned: AtomicU64::new(0),
-                next: AtomicU64::new(0),
+                unused: 0,
                 below: UNUSED,
             });
         }

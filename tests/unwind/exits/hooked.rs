@@ -2,15 +2,17 @@
 
 use core::alloc::Layout;
 use core::cell::Cell;
+use core::mem::offset_of;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::alloc::alloc;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Relaxed, Release};
+use std::alloc::alloc_zeroed;
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
-    Bodies, EXIT_THUNK_SIZE, MakeSideStack, Marks, SideStack, SideStackBodies, SideStackPlace,
-    UnwindTable, exit_thunk,
+    Bodies, EXIT_THUNK_SIZE, MakeSideStack, Marks, SideStack, SideStackBodies, SideStackList,
+    SideStackPlace, UnwindTable, exit_thunk,
 };
 use fentry::emit::{Context, CookiePlace, ExitContext, ProgramCall, Stride, Vectors};
 use fentry::encode::CodeBuffer;
@@ -48,25 +50,27 @@ fn thread_offset() -> i32 {
     i32::try_from(cell.wrapping_sub(base).cast_signed()).expect("the static block is near")
 }
 
+/// An element of the list of side stacks.
+#[repr(C)]
+struct Element {
+    next: u64,
+    side_stack: SideStack,
+}
+
 extern "C" fn make_side_stack() -> *mut SideStack {
+    const BEFORE: usize = offset_of!(Element, side_stack);
     let bytes = SideStack::size_for(DEPTH.get());
-    let layout = Layout::from_size_align(bytes, 16).expect("16 is a power of two");
+    let layout = Layout::from_size_align(BEFORE + bytes, 16).expect("16 is a power of two");
     // SAFETY: not empty.
-    let memory = NonNull::new(unsafe { alloc(layout) }).expect("there is memory");
-    // SAFETY: new memory of that size, which is never freed.
-    let made = unsafe { SideStack::init(memory, bytes) }.expect("aligned and large enough");
-    // SAFETY: the word that leads to the next one, which nobody reads before this is the first.
-    let next = unsafe { AtomicU64::from_ptr(made.as_ptr().cast::<u64>().byte_add(40)) };
+    let element = NonNull::new(unsafe { alloc_zeroed(layout) }).expect("there is memory");
+    // SAFETY: new memory, of that size behind the first bytes, which is never freed.
+    let made = unsafe { SideStack::init(element.add(BEFORE), bytes) }.expect("aligned, and enough");
     let mut first = SIDE_STACKS.load(Relaxed);
     loop {
-        next.store(first, Relaxed);
-        let new = made.as_ptr() as u64;
-        match SIDE_STACKS.compare_exchange_weak(
-            first,
-            new,
-            core::sync::atomic::Ordering::Release,
-            Relaxed,
-        ) {
+        // SAFETY: the field before the side stack, of an element that is not in the list yet.
+        unsafe { (&raw mut (*element.as_ptr().cast::<Element>()).next).write(first) };
+        let new = element.as_ptr() as u64;
+        match SIDE_STACKS.compare_exchange_weak(first, new, Release, Relaxed) {
             Ok(_) => break,
             Err(found) => first = found,
         }
@@ -170,8 +174,13 @@ impl Hooked {
         let image = ground..code.here();
         let marks = marks(code.written(), ground, bodies);
         write(ground, code.written());
-        let head = SIDE_STACKS.as_ptr() as u64;
-        let mut tables = vec![UnwindTable::of_side_stack_bodies(image, bodies, &marks, head)];
+        let side_stacks = SideStackList {
+            first: SIDE_STACKS.as_ptr() as u64,
+            next: offset_of!(Element, next) as u8,
+            side_stack: offset_of!(Element, side_stack) as u8,
+        };
+        let mut tables =
+            vec![UnwindTable::of_side_stack_bodies(image, bodies, &marks, &side_stacks)];
         let mut sites = Vec::new();
         for (&function, index) in functions.iter().zip(0_u32..) {
             let entry = Entry::new(function);
@@ -186,7 +195,7 @@ impl Hooked {
             write(site, &jmp_bytes(site, at).expect("in reach"));
         }
         let thunks = functions.len() * EXIT_THUNK_SIZE;
-        tables.push(UnwindTable::of_exit_thunks(ground + THUNKS, thunks, head));
+        tables.push(UnwindTable::of_exit_thunks(ground + THUNKS, thunks, &side_stacks));
         let tables: Vec<Box<[u8]>> = tables.iter().map(|table| table.as_bytes().into()).collect();
         for table in &tables {
             // SAFETY: a whole table, which stays until it is deregistered.

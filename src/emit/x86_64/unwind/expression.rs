@@ -11,7 +11,7 @@ use crate::emit::x86_64::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
 const MAX: usize = 192;
 
 /// `DW_OP` operations. `LIT` and `BREG` have an operand added.
-const CONST1U: u8 = 0x08;
+const CONST2U: u8 = 0x0a;
 const CONST8U: u8 = 0x0e;
 const DEREF: u8 = 0x06;
 const DUP: u8 = 0x12;
@@ -42,6 +42,21 @@ const BREG: u8 = 0x70;
 pub(super) struct Expression {
     bytes: [u8; MAX],
     len: usize,
+}
+
+/// Where an unwinder finds the side stacks of all threads: in a list whose elements are never
+/// freed. A side stack of a thread that has ended has no frame in use by the time the memory of
+/// that thread's stack is another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SideStackList {
+    /// The address of a pointer to the first element, null if there is none.
+    pub first: u64,
+    /// Bytes, less than 128, from the start of an element to a pointer to the next one, null in
+    /// the last.
+    pub next: u8,
+    /// Bytes, less than 128, from the start of an element to its
+    /// [`SideStack`](crate::emit::x86_64::SideStack).
+    pub side_stack: u8,
 }
 
 /// A branch whose target is not known yet.
@@ -88,10 +103,12 @@ impl Expression {
         self.land(end);
     }
 
+    /// Adds a number below 128.
     pub(super) fn plus(&mut self, number: u8) {
         self.add(&[PLUS_UCONST, number]);
     }
 
+    /// Subtracts a number below 32.
     pub(super) fn minus(&mut self, number: u8) {
         self.add(&[LIT + number, MINUS]);
     }
@@ -105,60 +122,74 @@ impl Expression {
     }
 
     /// Of a caller's stack pointer makes the return address that a side stack has for it, or 0
-    /// if none has. `side_stacks` is where the address of the first side stack is.
+    /// if none has.
     ///
     /// Slots get smaller from frame to frame; those of free frames are the smallest, as signed
     /// numbers. Of frames with one slot, which a tail call makes, the first has the return
     /// address; it is found by halving.
-    pub(super) fn find_caller(&mut self, side_stacks: u64) {
+    pub(super) fn find_caller(&mut self, list: &SideStackList) {
         const SLOT: u8 = offset_of!(ExitContext, slot) as u8;
         const CALLER: u8 = offset_of!(ExitContext, caller) as u8;
-        const FRAME: u8 = FRAME_SIZE as u8;
+        const { assert!(SLOT < 0x80 && CALLER < 0x80, "each is one byte of LEB128") };
+        const BASE: u8 = field::BASE as u8;
+        const TOP: u8 = field::TOP as u8;
         // libgcc (12.2) picks any element but the lowest: so that is one that nobody needs.
         self.add(&[DUP]);
         // What a frame has of its slot.
         self.minus(SLOT_ABOVE as u8 + 8);
         self.add(&[CONST8U]);
-        self.add(&side_stacks.to_le_bytes());
+        self.add(&list.first.to_le_bytes());
         self.load();
 
-        let next_stack = self.len; // slot, stack
+        let next = self.len; // slot, element
         self.add(&[DUP]);
-        let stack = self.branch(BRA);
+        let element = self.branch(BRA);
         let none = self.branch(SKIP);
-        self.land(stack);
-        self.add(&[DUP, PLUS_UCONST, field::BASE as u8, DEREF]);
-        self.add(&[OVER, PLUS_UCONST, field::TOP as u8, DEREF]);
+        self.land(element);
+        self.add(&[DUP]);
+        self.plus(list.side_stack);
+        self.add(&[DUP, PLUS_UCONST, BASE, DEREF]);
+        self.add(&[OVER, PLUS_UCONST, TOP, DEREF]);
 
-        let halve = self.len; // slot, stack, low, high
+        let halve = self.len; // slot, element, side stack, low, high
         self.add(&[OVER, OVER, LT, LIT, EQ]);
         let found = self.branch(BRA);
         self.add(&[OVER, OVER, SWAP, MINUS]);
-        self.add(&[CONST1U, 2 * FRAME, DIV, CONST1U, FRAME, MUL]);
-        self.add(&[PICK, 2, PLUS]); // ..., low, high, middle
-        self.add(&[DUP, PLUS_UCONST, SLOT, DEREF, PICK, 5, GT]);
+        self.number(2 * FRAME_SIZE as u16);
+        self.add(&[DIV]);
+        self.number(FRAME_SIZE as u16);
+        self.add(&[MUL, PICK, 2, PLUS]); // ..., low, high, middle
+        self.add(&[DUP, PLUS_UCONST, SLOT, DEREF, PICK, 6, GT]);
         let above = self.branch(BRA);
         self.add(&[SWAP, DROP]);
         self.back(halve);
         self.land(above);
-        self.plus(FRAME);
-        self.add(&[ROT, SWAP, DROP]);
+        self.number(FRAME_SIZE as u16);
+        self.add(&[PLUS, ROT, SWAP, DROP]);
         self.back(halve);
 
-        self.land(found); // slot, stack, frame, frame
-        self.add(&[DROP, OVER, PLUS_UCONST, field::TOP as u8, DEREF]);
+        self.land(found); // slot, element, side stack, frame, frame
+        self.add(&[DROP, SWAP, PLUS_UCONST, TOP, DEREF]);
         self.add(&[OVER, GT, LIT, EQ]);
-        let at_top = self.branch(BRA);
+        let at_top = self.branch(BRA); // slot, element, frame
         self.add(&[DUP, PLUS_UCONST, SLOT, DEREF, PICK, 3, NE]);
         let another = self.branch(BRA);
         self.add(&[PLUS_UCONST, CALLER, DEREF]);
         let end = self.branch(SKIP);
         self.land(at_top);
         self.land(another);
-        self.add(&[DROP, PLUS_UCONST, field::NEXT as u8, DEREF]);
-        self.back(next_stack);
+        self.add(&[DROP]);
+        self.plus(list.next);
+        self.load();
+        self.back(next);
         self.land(none);
         self.land(end);
+    }
+
+    /// Pushes a number.
+    fn number(&mut self, number: u16) {
+        self.add(&[CONST2U]);
+        self.add(&number.to_le_bytes());
     }
 
     fn branch(&mut self, operation: u8) -> Ahead {

@@ -32,6 +32,7 @@ use super::leave::Bodies;
 use super::side_stack::SLOT_ABOVE;
 use crate::emit::ExitContext;
 use expression::Expression;
+pub use expression::SideStackList;
 pub use table::UnwindTable;
 use table::{RBP, RBX, RSP};
 
@@ -68,10 +69,10 @@ impl UnwindTable {
         table
     }
 
-    /// Of [exit thunks](super::exit_thunk), `size` bytes of them. `side_stacks` is where the
-    /// address of the first side stack is, from which each leads to the next one.
+    /// Of [exit thunks](super::exit_thunk), `size` bytes of them. Callers are found on
+    /// `side_stacks`.
     #[must_use]
-    pub fn of_exit_thunks(address: u64, size: usize, side_stacks: u64) -> Self {
+    pub fn of_exit_thunks(address: u64, size: usize, side_stacks: &SideStackList) -> Self {
         let mut table = Self::new();
         let mut rows = table.of(address..address + size as u64);
         // One row for all of them: what holds, the place in the thunk says.
@@ -107,7 +108,7 @@ impl UnwindTable {
         image: Range<u64>,
         bodies: Bodies,
         marks: &Marks,
-        side_stacks: u64,
+        side_stacks: &SideStackList,
     ) -> Self {
         let mut table = Self::new();
         let mut by_slot = Expression::new();
