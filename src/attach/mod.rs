@@ -30,9 +30,11 @@
 mod edit;
 mod engine;
 mod error;
+mod exit_thunks;
 mod function;
 mod image;
 mod land;
+mod leads;
 mod plan;
 mod prepare;
 mod retire;
@@ -40,7 +42,7 @@ mod set;
 mod slots;
 mod thunk;
 
-pub use edit::{Attachment, Cookies, Lanes};
+pub use edit::{Attachment, Cookies, Lanes, ProgramKind};
 pub use engine::Engine;
 pub use error::AttachError;
 pub use function::{FunctionId, FunctionSpec, Region, SiteNop};
@@ -51,6 +53,7 @@ pub(crate) use edit::Edit;
 use core::fmt::{Debug, Display};
 
 use crate::emit::ProgramCall;
+use crate::emit::x86_64::{Marks, SideStackPlace};
 use crate::metadata::TableMemory;
 use crate::patch::{Cores, Text};
 
@@ -80,19 +83,33 @@ pub struct Parts<E: Embedder> {
     pub images: E::Images,
     /// Where tables go.
     pub tables: E::Tables,
+    /// How emitted code finds a thread's side stack, which programs at the exit of functions
+    /// need; `None` where threads have none.
+    pub side_stack: Option<SideStackPlace>,
 }
 
 /// What was emitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Emitted<'a> {
     /// An image.
     Image {
-        /// The programs that it runs at the entry.
-        calls: &'a [ProgramCall],
+        /// The programs that run at the entry, in their order, and then those that may modify
+        /// the return.
+        entries: [&'a [ProgramCall]; 2],
+        /// The programs that run at the exit, in the order of their attachment.
+        exits: &'a [ProgramCall],
+        /// Where its side-stack bodies are, if it has any; it has an
+        /// [`EntryBody`](crate::emit::x86_64::EntryBody) otherwise, or the jump to a replacement.
+        bodies: Option<Marks>,
     },
-    /// A thunk.
-    Thunk {
+    /// The thunk of a function without a slot.
+    EntryThunk {
+        /// The index of its function.
+        index: u32,
+    },
+    /// The thunk of a function with programs at its exit.
+    ExitThunk {
         /// The index of its function.
         index: u32,
     },

@@ -32,7 +32,7 @@ impl<E: Embedder> Engine<E> {
         // SAFETY: from `allocate`, and no function has this thunk yet.
         unsafe { images.write(thunk, &bytes) }
             .map_err(|cause| AttachError::no_image(region, cause))?;
-        images.emitted(thunk, &bytes, Emitted::Thunk { index: id.0 });
+        images.emitted(thunk, &bytes, Emitted::EntryThunk { index: id.0 });
         if !info.set_thunk(thunk) {
             let out_of_range = EncodeError::OutOfRange { from: info.entry, to: thunk };
             return Err(EmitError::Encode(out_of_range).into());

@@ -139,7 +139,7 @@ unsafe impl ImageMemory for HostImages {
             // Thunks share memory: the table of the first one is that of all that will stand there.
             let size = match what {
                 Emitted::Image { .. } => code.len(),
-                Emitted::Thunk { .. } => placed.allocation.size(),
+                Emitted::EntryThunk { .. } | Emitted::ExitThunk { .. } => placed.allocation.size(),
             };
             placed.unwind = Some(Registered::new(&unwind::table(address, size, what)));
         }

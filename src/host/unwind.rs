@@ -5,14 +5,20 @@
 
 use std::boxed::Box;
 
+use super::side_stacks;
 use crate::attach::Emitted;
 use crate::emit::x86_64::UnwindTable;
 
 /// The table of what was emitted.
 pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable {
+    let side_stacks = side_stacks::list();
     match what {
-        Emitted::Image { .. } => UnwindTable::of_entry_body(address, size),
-        Emitted::Thunk { .. } => UnwindTable::of_entry_thunks(address, size),
+        Emitted::Image { bodies: Some(marks), .. } => {
+            UnwindTable::of_side_stack_bodies(address, &marks, &side_stacks)
+        }
+        Emitted::Image { bodies: None, .. } => UnwindTable::of_entry_body(address, size),
+        Emitted::EntryThunk { .. } => UnwindTable::of_entry_thunks(address, size),
+        Emitted::ExitThunk { .. } => UnwindTable::of_exit_thunks(address, size, &side_stacks),
     }
 }
 

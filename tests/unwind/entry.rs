@@ -1,15 +1,12 @@
 //! Functions with entry programs, through the host, which registers the tables.
 
-use core::ops::Range;
 use std::backtrace::Backtrace;
 use std::sync::{Arc, Mutex};
 
-use fentry::host::maps::{self, Protection};
-use fentry::host::{Functions, Program};
+use fentry::host::Program;
 
+use crate::hooked::{Hooked, emitted, emitted_since, is_in, within};
 use crate::is_alone;
-use crate::support::compile::{Build, Compiler, shared_object};
-use crate::support::object::{Object, symbol_at};
 use crate::support::{process, settle};
 use crate::walk::{addresses, step};
 
@@ -24,49 +21,16 @@ PLAIN long drive_padded(long n) { long a = padded(n); return a * 2; }
 PLAIN long drive_unpadded(long n) { long a = unpadded(n); return a * 2; }
 ";
 
-fn load(name: &str) -> (Object, Functions) {
-    let object = Object::load(&shared_object(&Build {
-        name,
-        source: SOURCE,
-        extension: "c",
-        compiler: Compiler::Gcc,
-        flags: &["-O2", "-falign-functions=16", "-fno-ipa-ra"],
-    }));
-    process().refresh().expect("the object was loaded a moment ago");
-    let functions = process().functions().module(&object.module()).expect("a pattern");
-    assert_eq!(functions.len(), 2);
-    (object, functions)
-}
-
-/// Memory with emitted code: executable, and no file's.
-fn emitted() -> Vec<Range<u64>> {
-    let mut found = Vec::new();
-    maps::for_each(|mapping| {
-        let executable = mapping.protection.contains(Protection::EXECUTE);
-        if executable && mapping.path.starts_with(b"/dev/zero") {
-            found.push(mapping.range.clone());
-        }
-    })
-    .expect("/proc is mounted");
-    found
-}
-
-fn is_in(address: usize, name: &str) -> bool {
-    symbol_at(address - 1).is_some_and(|found| found == name)
-}
-
 /// Attaches a program that calls `look`, calls each function by its driver, and detaches.
 fn attached(
     name: &str,
     look: impl Fn() + Send + Sync + 'static,
-    mut call: impl FnMut(&Object, &str),
+    mut call: impl FnMut(&Hooked, &str),
 ) {
-    let (object, functions) = load(name);
-    // SAFETY: called by this test alone, which bears all that `look` does.
-    let link = unsafe { process().attach(&functions, Program::new(move |_, _| look())) };
-    let link = link.expect("the functions can be attached to");
+    let hooked = Hooked::load(name, SOURCE, "c", 2);
+    let link = hooked.attach(Program::new(move |_, _| look()));
     for function in ["padded", "unpadded"] {
-        call(&object, function);
+        call(&hooked, function);
     }
     link.detach().expect("an attached link detaches");
     settle(process());
@@ -78,16 +42,14 @@ fn a_backtrace_in_a_program_goes_on_in_the_function_and_its_callers() {
     let traces = Arc::new(Mutex::new(Vec::new()));
     let taken = Arc::clone(&traces);
     let look = move || taken.lock().expect("nobody panicked").push(addresses());
-    attached("unwind-entry", look, |object, function| {
+    attached("unwind-entry", look, |functions, function| {
         let driver = format!("drive_{function}");
-        // SAFETY: the type of both.
-        let drive: extern "C" fn(i64) -> i64 = unsafe { object.function(&driver) };
+        let drive = functions.driver(&driver);
         assert_eq!(drive(1), if function == "padded" { 4 } else { 6 });
         let traces = core::mem::take(&mut *traces.lock().expect("nobody panicked"));
         let emitted = emitted();
         let [trace] = &traces[..] else { panic!("one call, one program") };
-        let own = |address: &usize| emitted.iter().any(|range| range.contains(&(*address as u64)));
-        let image = trace.iter().position(own);
+        let image = trace.iter().position(|address| within(&emitted, *address));
         let [_, hooked, caller, rest @ ..] = &trace[image.expect("the image")..] else {
             panic!("{trace:x?}")
         };
@@ -110,10 +72,9 @@ fn backtraces_name_the_function_and_its_caller() {
         let text = Backtrace::force_capture().to_string();
         taken.lock().expect("nobody panicked").push(text);
     };
-    attached("unwind-names", look, |object, function| {
+    attached("unwind-names", look, |functions, function| {
         let driver = format!("drive_{function}");
-        // SAFETY: the type of both.
-        let drive: extern "C" fn(i64) -> i64 = unsafe { object.function(&driver) };
+        let drive = functions.driver(&driver);
         drive(1);
         let text = texts.lock().expect("nobody panicked").pop().expect("one call, one program");
         let place = |name: &str| {
@@ -131,16 +92,11 @@ fn every_instruction_of_image_and_thunk_leads_to_the_caller() {
     attached(
         "unwind-step",
         || {},
-        |object, function| {
+        |functions, function| {
             let driver = format!("drive_{function}");
-            let after = emitted();
-            // Other tests have theirs; the nearest is this object's.
-            let here = object.address(&driver) as u64;
-            let arenas = after.iter().filter(|range| !before.contains(range));
-            let arena = arenas.min_by_key(|range| range.start.abs_diff(here)).expect("a new one");
-            let watched = arena.start as usize..arena.end as usize;
+            let watched = emitted_since(&before, functions.address(&driver));
             // SAFETY: a driver, which may be called with any number.
-            let (_, steps) = unsafe { step(object.address(&driver), 1, &watched) };
+            let (_, steps) = unsafe { step(functions.address(&driver), 1, &watched) };
             assert!(steps.len() > 30, "{} instructions", steps.len());
             for seen in &steps {
                 let place = seen.at - watched.start;

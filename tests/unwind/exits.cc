@@ -6,8 +6,6 @@
 #define PLAIN __attribute__((noinline))
 
 extern "C" {
-__asm__(".pushsection .text\n.p2align 12\n.globl ground\nground: .skip 65536, 0xcc\n.popsection");
-
 typedef void (*callback)(long);
 callback call_back;
 void set_callback(callback back) { call_back = back; }
@@ -28,10 +26,12 @@ struct Guard { long *count; ~Guard() { ++*count; } };
 long guards;
 HOOKED long thrower(long n) { Guard guard = {&guards}; if (n == 0) throw 1000L; long below = thrower(n - 1); AFTER; return below + n; }
 
-static jmp_buf out;
+static thread_local jmp_buf out;
 HOOKED long jumper(long n) { if (n == 0) longjmp(out, 7); long below = jumper(n - 1); AFTER; return below + n; }
 
 HOOKED long landing(long n) { int left = setjmp(out); if (left) return left; long a = jumper(n); return a * 2; }
+
+HOOKED long maybe(long n) { if (n) longjmp(out, 7); call_back(n); return n + 1; }
 
 PLAIN long drive_leaf(long n) { long a = leaf(n); return a * 2; }
 PLAIN long drive_quiet(long n) { long a = quiet(n); return a * 2; }
@@ -42,5 +42,14 @@ PLAIN long drive_throw(long n) { try { long a = thrower(n); return a * 2; } catc
 PLAIN long drive_jump(long n) { int left = setjmp(out); if (left) return left; long a = jumper(n); return a * 2; }
 PLAIN long drive_left(long n) { if (setjmp(out)) return quiet(n) * 2; long a = jumper(n); return a * 2; }
 PLAIN long drive_landing(long n) { long a = landing(n); return a * 2; }
+/* Two calls of one function, with its return address in one place. */
+PLAIN long drive_maybe(long n)
+{
+  if (setjmp(out)) return 7;
+  if (n) { long a = maybe(n); __asm__ volatile("nop" ::: "memory"); return a; }
+  long a = maybe(n);
+  __asm__ volatile("nop; nop" ::: "memory");
+  return a * 2;
+}
 PLAIN long guards_run(long) { return guards; }
 }

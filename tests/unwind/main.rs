@@ -7,6 +7,7 @@ mod support;
 
 mod entry;
 mod exits;
+mod hooked;
 mod walk;
 
 /// Runs the test `name` again, in a process where no other test runs; says whether this is it.

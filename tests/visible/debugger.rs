@@ -63,7 +63,7 @@ fn gdb_shows_who_called_a_program() {
     for (trace, function) in traces.iter().zip(["padded", "unpadded"]) {
         let [program, image, hooked, caller, test, ..] = &trace[..] else { panic!("{text}") };
         assert!(program.ends_with("fentry_visible_program"), "{text}");
-        assert!(image.starts_with("fentry::entry[libvisible-"), "{text}");
+        assert!(image.starts_with("fentry::image[libvisible-"), "{text}");
         assert_eq!((&**hooked, &**caller), (function, "call_them"), "{text}");
         assert!(test.ends_with("victim::victim"), "{text}");
     }

@@ -67,7 +67,7 @@ fn samples(name: &str, show: &str, inject: bool) -> Vec<(u64, String)> {
 /// There must be samples in images, named after the module that they are for.
 fn assert_named(samples: &[(u64, String)]) {
     let of = |prefix: &str| samples.iter().filter(|(_, name)| name.starts_with(prefix)).count();
-    let images = of("fentry::entry[libvisible-");
+    let images = of("fentry::image[libvisible-");
     assert!(images > 20, "{images} samples in images, of {}", samples.len());
     println!("visible: samples={} images={images}", samples.len());
 }
@@ -82,7 +82,7 @@ fn perf_names_samples_by_the_perf_map() {
     assert_named(&samples);
     for map in maps().iter().filter(|map| !before.contains(map)) {
         let text = fs::read_to_string(map).unwrap_or_default();
-        if text.contains("fentry::entry[libvisible-") {
+        if text.contains("fentry::image[libvisible-") {
             assert!(text.lines().any(|line| line.ends_with("] unpadded")), "{text}");
             let _ = fs::remove_file(map);
         }

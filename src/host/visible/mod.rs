@@ -165,8 +165,11 @@ impl Visible {
         }
         let unwind = unwind::table(address, code.len(), what).entries().into();
         let what = match what {
-            Emitted::Image { calls } => What::Image(calls.iter().map(|call| call.target).collect()),
-            Emitted::Thunk { index } => What::Thunk(index),
+            Emitted::Image { entries, exits, .. } => {
+                let calls = entries.into_iter().flatten().chain(exits);
+                What::Image(calls.map(|call| call.target).collect())
+            }
+            Emitted::EntryThunk { index } | Emitted::ExitThunk { index } => What::Thunk(index),
         };
         self.nameless.push(Nameless { address, code: code.into(), what, unwind });
     }
@@ -216,7 +219,7 @@ impl Visible {
                     None => std::format!("{program:#x}"),
                 });
                 let programs = programs.collect::<Vec<_>>().join(", ");
-                std::format!("fentry::entry[{module}] {programs}")
+                std::format!("fentry::image[{module}] {programs}")
             }
             What::Thunk(index) => {
                 let function = functions.get(&index).map_or("", String::as_str);

@@ -24,11 +24,9 @@
 mod expression;
 mod table;
 
-use core::ops::Range;
-
-use super::entry::{BODY_END, FUNCTION};
+use super::entry::BODY_END;
 use super::exit_thunk::{EXIT_THUNK_SIZE, MOVED};
-use super::leave::Bodies;
+use super::leave::{Bodies, Part};
 use super::side_stack::SLOT_ABOVE;
 use crate::emit::ExitContext;
 use expression::Expression;
@@ -102,24 +100,27 @@ impl UnwindTable {
         table
     }
 
-    /// Of [`SideStackBodies`](super::SideStackBodies), emitted for `image`.
+    /// Of an image with [`SideStackBodies`](super::SideStackBodies), with what may stand before
+    /// them and leaves the stack alone. Callers are found on `side_stacks`.
     #[must_use]
-    pub fn of_side_stack_bodies(
-        image: Range<u64>,
-        bodies: Bodies,
-        marks: &Marks,
-        side_stacks: &SideStackList,
-    ) -> Self {
+    pub fn of_side_stack_bodies(image: u64, marks: &Marks, side_stacks: &SideStackList) -> Self {
         let mut table = Self::new();
         let mut by_slot = Expression::new();
         by_slot.find_caller(side_stacks);
+        // The hooked function, as it is at its entry: what is called from there is called by it.
+        let mut function = Expression::new();
+        function.load_at(RBX, core::mem::offset_of!(ExitContext, function) as i32);
+        function.plus(1);
+
+        table.of(image..marks.start).end();
 
         // The search for the frame of a function that others were left in.
-        let mut rows = table.of(image.start..bodies.exit);
-        rows.leave_body(&by_slot);
+        let mut rows = table.of(marks.start..marks.exit.start);
+        rows.in_leave_body();
+        rows.return_address_is(&by_slot);
         rows.end();
 
-        let mut rows = table.of(bodies.exit..marks.exit_end);
+        let mut rows = table.of(marks.exit.start..marks.exit.end);
         rows.cfa(RSP, 0);
         rows.return_address_is(&by_slot);
         rows.advance(4);
@@ -128,76 +129,78 @@ impl UnwindTable {
         rows.cfa(RSP, 16);
         rows.saved(RBX, 16);
         rows.advance(1);
+        rows.in_leave_body();
         rows.cfa(RSP, 24);
-        rows.saved(RBP, 24);
         rows.advance(3);
         rows.cfa(RBP, 24);
-        // The function again, as it is at its entry: the slot is below the stack pointer.
-        rows.at(marks.exit_found);
+        // The slot is below the stack pointer, as it is at a function's entry.
+        rows.at(marks.exit.found);
         rows.cfa(RBP, SLOT_ABOVE as u8);
         rows.saved(RBX, 8);
         rows.saved(RBP, 16);
-        let mut function = Expression::new();
-        function.load_at(RBX, core::mem::offset_of!(ExitContext, function) as i32);
-        function.plus(1);
         rows.return_address_is(&function);
         // Its frame is not the thread's any more.
-        rows.before_end(LEAVE_END);
+        rows.before_end(21);
+        rows.in_leave_body();
         rows.return_address_at(SLOT);
-        rows.cfa(RBP, 24);
-        rows.saved(RBX, 16);
-        rows.saved(RBP, 24);
-        rows.before_end(BODY_END + 2);
-        rows.cfa(RSP, 24);
-        rows.before_end(BODY_END + 1);
+        rows.before_end(3);
         rows.cfa(RSP, 16);
         rows.same(RBP);
-        rows.before_end(BODY_END);
+        rows.before_end(2);
         rows.cfa(RSP, 8);
         rows.same(RBX);
         rows.end();
 
-        // What seldom runs. All of it has the context made.
-        let mut rows = table.of(marks.exit_end..bodies.enter);
-        rows.cfa(RBP, 16);
-        rows.saved(RBP, 16);
-        rows.at(marks.unhooked.start);
+        // What returns to a thunk whose function runs unhooked, and what else seldom runs.
+        let mut rows = table.of(marks.exit.end..marks.enter.start);
+        rows.in_enter_body();
+        rows.advance(7);
+        rows.same(RBX);
+        rows.advance(2);
         rows.cfa(RSP, SLOT);
         rows.same(RBP);
-        rows.at(marks.unhooked.end);
-        rows.cfa(RBP, 16);
-        rows.saved(RBP, 16);
+        rows.advance(2);
+        rows.in_enter_body();
+        rows.at(marks.skip);
+        rows.advance(17);
+        rows.same(RBX);
+        rows.advance(2);
+        rows.cfa(RSP, SLOT);
+        rows.same(RBP);
         rows.end();
 
-        let mut rows = table.of(bodies.enter..image.end);
+        let mut rows = table.of(marks.enter.start..marks.enter.end);
         rows.push_rbp();
-        rows.at(marks.enter_found);
-        let mut function = Expression::new();
-        function.load_at(RBP, FUNCTION.disp);
-        function.plus(1);
+        rows.advance(2);
+        rows.in_enter_body();
+        rows.at(marks.enter.found);
         rows.return_address_is(&function);
-        rows.before_end(BODY_END);
+        rows.before_end(4);
+        rows.same(RBX);
+        rows.return_address_at(SLOT);
+        rows.before_end(2);
         rows.cfa(RSP, SLOT);
         rows.same(RBP);
-        rows.return_address_at(SLOT);
         rows.end();
         table.end();
         table
     }
 }
 
-/// Bytes from where the exit body frees its frame to its end.
-const LEAVE_END: usize = 21;
-
-/// Places in the code of side-stack bodies.
-#[derive(Clone, Debug)]
+/// Where [`SideStackBodies`](super::SideStackBodies) were emitted, and places in them.
+#[derive(Clone, Copy, Debug)]
 pub struct Marks {
-    /// Where the exit body has found its frame.
-    pub exit_found: u64,
-    /// Where the exit body ends.
-    pub exit_end: u64,
-    /// What returns to a thunk whose function runs unhooked, from where `rbp` is the caller's.
-    pub unhooked: Range<u64>,
-    /// Where the enter body has stored what function it is.
-    pub enter_found: u64,
+    pub(super) start: u64,
+    pub(super) exit: Part,
+    pub(super) enter: Part,
+    /// What skips the origin, before the enter body.
+    pub(super) skip: u64,
+}
+
+impl Marks {
+    /// The bodies.
+    #[must_use]
+    pub const fn bodies(&self) -> Bodies {
+        Bodies { enter: self.enter.start, exit: self.exit.start }
+    }
 }

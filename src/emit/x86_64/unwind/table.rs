@@ -159,12 +159,18 @@ impl Rows<'_> {
         self.cfa(RBP, 2 * WORD);
     }
 
-    /// While `rbp` is the exit body's, and nothing but its frame knows its caller.
-    pub(super) fn leave_body(&mut self, caller: &Expression) {
+    /// While `rbp` is the exit body's.
+    pub(super) fn in_leave_body(&mut self) {
         self.cfa(RBP, 3 * WORD);
         self.saved(RBX, 2 * WORD);
         self.saved(RBP, 3 * WORD);
-        self.return_address_is(caller);
+    }
+
+    /// While `rbp` is the enter body's, and what it works with is saved.
+    pub(super) fn in_enter_body(&mut self) {
+        self.cfa(RBP, 2 * WORD);
+        self.saved(RBP, 2 * WORD);
+        self.saved(RBX, 4 * WORD);
     }
 
     fn block(&mut self, expression: &Expression) {
