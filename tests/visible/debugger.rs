@@ -6,7 +6,7 @@ use crate::support::skipped;
 use crate::victim;
 
 /// Runs the victim under gdb and gives what that prints.
-fn gdb(commands: &[&str]) -> Option<String> {
+fn gdb(exits: bool, commands: &[&str]) -> Option<String> {
     if let Err(error) = Command::new("gdb").arg("--version").output() {
         skipped("names in gdb", &format!("gdb: {error}"));
         return None;
@@ -25,7 +25,8 @@ fn gdb(commands: &[&str]) -> Option<String> {
         words.extend(["-ex", command]);
     }
     words.push("--args");
-    let output = victim::command("gdb", &words, "debugger", 3).output().expect("gdb is there");
+    let output =
+        victim::command("gdb", &words, "debugger", 3, exits).output().expect("gdb is there");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if text.contains("ptrace: Operation not permitted") {
         skipped("names in gdb", "this process may not trace");
@@ -50,22 +51,56 @@ fn frames(text: &str) -> Vec<Vec<String>> {
     all
 }
 
+/// A backtrace that was taken in a program or a function shows what is named here, one behind
+/// the other, and then who has called it all.
+fn assert_shows(trace: &[String], shown: &[&str], text: &str) {
+    let first = trace.iter().position(|name| name.starts_with(shown[0]));
+    let trace = &trace[first.unwrap_or_else(|| panic!("{shown:?} in {trace:?}\n{text}"))..];
+    for (name, wanted) in trace.iter().zip(shown) {
+        assert!(name.starts_with(wanted), "{wanted} in {trace:?}\n{text}");
+    }
+    let [caller, test, ..] = &trace[shown.len()..] else { panic!("{trace:?}\n{text}") };
+    assert_eq!(caller, "call_them", "{text}");
+    assert!(test.ends_with("victim::victim"), "{text}");
+}
+
+const IMAGE: &str = "fentry::image[libvisible-";
+
 #[test]
 fn gdb_shows_who_called_a_program() {
     // At the first stop in a program, then at the second, which is for the other function.
-    let Some(text) =
-        gdb(&["break visible::victim::fentry_visible_program", "run", "bt", "continue", "bt"])
-    else {
-        return;
-    };
+    let commands = ["break visible::victim::fentry_visible_program", "run", "bt", "continue", "bt"];
+    let Some(text) = gdb(false, &commands) else { return };
     let traces = frames(&text);
     assert_eq!(traces.len(), 2, "{text}");
     for (trace, function) in traces.iter().zip(["padded", "unpadded"]) {
-        let [program, image, hooked, caller, test, ..] = &trace[..] else { panic!("{text}") };
-        assert!(program.ends_with("fentry_visible_program"), "{text}");
-        assert!(image.starts_with("fentry::image[libvisible-"), "{text}");
-        assert_eq!((&**hooked, &**caller), (function, "call_them"), "{text}");
-        assert!(test.ends_with("victim::victim"), "{text}");
+        assert!(trace[0].ends_with("fentry_visible_program"), "{text}");
+        assert_shows(trace, &[IMAGE, function], &text);
+    }
+}
+
+#[test]
+fn gdb_shows_who_called_a_function_with_exit_programs() {
+    let mut commands = vec![
+        "break visible::victim::fentry_visible_program",
+        "break visible::victim::fentry_visible_exit",
+        "set language c",
+        "break inside",
+        "run",
+    ];
+    // Entry, function, exit, of one and then of the other.
+    for _ in 0..6 {
+        commands.extend(["bt", "continue"]);
+    }
+    let Some(text) = gdb(true, &commands) else { return };
+    let traces = frames(&text);
+    assert_eq!(traces.len(), 6, "{text}");
+    for (traces, function) in traces.chunks(3).zip(["padded", "unpadded"]) {
+        assert!(traces[0][0].ends_with("fentry_visible_program"), "{text}");
+        assert_shows(&traces[0], &[IMAGE, function], &text);
+        assert_shows(&traces[1], &["inside", function, "fentry::thunk["], &text);
+        assert!(traces[2][0].ends_with("fentry_visible_exit"), "{text}");
+        assert_shows(&traces[2], &[IMAGE, function], &text);
     }
 }
 
@@ -88,7 +123,7 @@ fn gdb_shows_a_thunk_and_forgets_what_was_freed() {
         "echo \\nfreed:\\n",
         "maint info jit",
     ];
-    let Some(text) = gdb(&commands) else { return };
+    let Some(text) = gdb(false, &commands) else { return };
     let traces = frames(&text);
     let Some([thunk, hooked, caller, ..]) = traces.first().map(Vec::as_slice) else {
         panic!("{text}")

@@ -48,7 +48,7 @@ fn samples(name: &str, show: &str, inject: bool) -> Vec<(u64, String)> {
     let (recorded, injected) = (data("perf.data"), data("perf.jit.data"));
     let show = show.replace("FOLDER", &folder.to_string_lossy());
     let words = ["record", "-q", "-k", "mono", "-e", "cpu-clock", "-F", "2000", "-o", &recorded];
-    run(&mut victim::command("perf", &words, &show, CALLS));
+    run(&mut victim::command("perf", &words, &show, CALLS, false));
     let shown = if inject {
         run(Command::new("perf").args(["inject", "--jit", "-i", &recorded, "-o", &injected]));
         injected
