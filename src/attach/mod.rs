@@ -99,8 +99,9 @@ pub enum Emitted<'a> {
         entries: [&'a [ProgramCall]; 2],
         /// The programs that run at the exit, in the order of their attachment.
         exits: &'a [ProgramCall],
-        /// Where its side-stack bodies are, if it has any; it has an
-        /// [`EntryBody`](crate::emit::x86_64::EntryBody) otherwise, or the jump to a replacement.
+        /// Where its side-stack bodies are, if it has any. If not, it has an
+        /// [`EntryBody`](crate::emit::x86_64::EntryBody), or without programs the jump to a
+        /// replacement.
         bodies: Option<Marks>,
     },
     /// The thunk of a function without a slot.

@@ -58,9 +58,10 @@ impl UnwindTable {
         table
     }
 
-    /// Of [entry thunks](super::entry_thunk), `size` bytes of them.
+    /// Of `size` bytes of code that leaves the stack as it is: [entry thunks](super::entry_thunk),
+    /// the jump to a [replacement](super::replacement).
     #[must_use]
-    pub fn of_entry_thunks(address: u64, size: usize) -> Self {
+    pub fn of_jumps(address: u64, size: usize) -> Self {
         let mut table = Self::new();
         table.of(address..address + size as u64).end();
         table.end();
