@@ -5,7 +5,6 @@
 //! (gcc, `libgcc/unwind-dw2-fde.c`): so there is one for thunks of a kind as far as they stand
 //! side by side, however many there are.
 
-use core::mem::discriminant;
 use core::ops::Range;
 use std::boxed::Box;
 use std::collections::BTreeMap;
@@ -19,13 +18,15 @@ pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable
     let side_stacks = side_stacks::list();
     match what {
         Emitted::Image { bodies: Some(marks), .. } => {
-            UnwindTable::of_side_stack_bodies(address, &marks, &side_stacks)
+            UnwindTable::of_bodies(address, &marks, &side_stacks)
         }
         Emitted::Image { entries: [[], _], .. } | Emitted::EntryThunk { .. } => {
             UnwindTable::of_jumps(address, size)
         }
         Emitted::Image { .. } => UnwindTable::of_entry_body(address, size),
-        Emitted::ExitThunk { .. } => UnwindTable::of_exit_thunks(address, size, &side_stacks),
+        Emitted::ExitThunk { kept, .. } => {
+            UnwindTable::of_exit_thunks(address, size, kept, &side_stacks)
+        }
     }
 }
 
@@ -57,12 +58,10 @@ impl Tables {
     pub(super) fn add(&mut self, memory: Range<u64>, code: Range<u64>, what: Emitted<'_>) {
         let thunks = match what {
             Emitted::EntryThunk { .. } => Emitted::EntryThunk { index: 0 },
-            Emitted::ExitThunk { .. } => Emitted::ExitThunk { index: 0 },
+            Emitted::ExitThunk { kept, .. } => Emitted::ExitThunk { index: 0, kept },
             Emitted::Image { .. } => return self.insert(code, what, None),
         };
-        let alike = |table: &Table| {
-            table.thunks.is_some_and(|other| discriminant(&other) == discriminant(&thunks))
-        };
+        let alike = |table: &Table| table.thunks == Some(thunks);
         let mut all = memory.clone();
         if let Some((&start, table)) = self.tables.range(..memory.start).next_back()
             && table.end == memory.start

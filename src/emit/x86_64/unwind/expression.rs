@@ -120,6 +120,10 @@ impl Expression {
         self.add(&[LIT + 7, NOT, AND]);
     }
 
+    pub(super) fn drop(&mut self) {
+        self.add(&[DROP]);
+    }
+
     pub(super) fn load(&mut self) {
         self.add(&[DEREF]);
     }
