@@ -7,6 +7,7 @@ use std::vec::Vec;
 
 use super::cores::CoresError;
 use super::discover::{DiscoverError, Reason};
+use super::lock::Unavailable;
 use super::memory::MemoryError;
 use super::text::TextError;
 use super::threads::ThreadsError;
@@ -76,6 +77,13 @@ pub enum OpenError {
     Engine(attach::AttachError<HostError>),
     /// More modules with patch sites than there are region numbers.
     TooManyModules,
+    /// The C library has no memory for what it is to call when the process forks.
+    Fork {
+        /// Its answer.
+        errno: i32,
+    },
+    /// Not here and now.
+    Unavailable(Unavailable),
 }
 
 impl fmt::Display for OpenError {
@@ -85,6 +93,8 @@ impl fmt::Display for OpenError {
             Self::Host(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),
             Self::TooManyModules => f.write_str("more than 65,535 modules have patch sites"),
+            Self::Fork { errno } => write!(f, "pthread_atfork(3) fails with {errno}: free memory"),
+            Self::Unavailable(error) => error.fmt(f),
         }
     }
 }
@@ -129,6 +139,8 @@ pub enum AttachError {
         /// Its name.
         function: String,
     },
+    /// Not here and now.
+    Unavailable(Unavailable),
     /// A module of the selection was unloaded.
     Unloaded {
         /// Its name.
@@ -169,6 +181,7 @@ impl fmt::Display for AttachError {
             Self::Unloaded { module } => {
                 write!(f, "{module} was unloaded since the functions were selected: select again")
             }
+            Self::Unavailable(error) => error.fmt(f),
             Self::NotPrepared { function, cause } => write!(
                 f,
                 "`{function}` was compiled with one-byte nops, and threads run already: call \
@@ -248,8 +261,13 @@ pub enum SynchronizeError {
         /// The thread's id.
         tid: i32,
     },
+    /// Another thread was still dropping closures that had been detached, for as long as was
+    /// waited. It may be waiting for this one.
+    Dropping,
     /// Threads cannot be looked at.
     Threads(ThreadsError),
+    /// Not here and now.
+    Unavailable(Unavailable),
 }
 
 impl fmt::Display for SynchronizeError {
@@ -260,9 +278,32 @@ impl fmt::Display for SynchronizeError {
                 "thread {tid} is still in a program, or has the address of one on its stack; try \
                  again when it has returned"
             ),
+            Self::Dropping => f.write_str(
+                "another thread is still dropping closures that were detached; try again, but not \
+                 where it waits for this thread",
+            ),
             Self::Threads(cause) => cause.fmt(f),
+            Self::Unavailable(error) => error.fmt(f),
         }
     }
 }
 
 impl core::error::Error for SynchronizeError {}
+
+impl From<Unavailable> for OpenError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<Unavailable> for AttachError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<Unavailable> for SynchronizeError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}

@@ -211,6 +211,42 @@ impl Arena {
         Ok(())
     }
 
+    /// What is in it.
+    pub(super) fn copy(&self) -> Vec<u8> {
+        let mut copy = std::vec![0; self.len];
+        // SAFETY: the mapping is readable, as long, and code is no value of Rust's.
+        unsafe { copy.as_mut_ptr().copy_from_nonoverlapping(self.run.as_ptr(), self.len) };
+        copy
+    }
+
+    /// In a forked child: replaces the memory, which is the parent's, by memory of this process
+    /// that holds the same bytes, at the same addresses. Its thread may be running it.
+    pub(super) fn adopt(&mut self, bytes: &[u8]) -> Result<(), MemoryError> {
+        let len = self.len;
+        let refused = |errno| MemoryError::Map { errno, len };
+        let file = executable_file(len).map_err(|errno| MemoryError::Create { errno })?;
+        // The first mapping was not inherited (`MADV_DONTFORK`).
+        let write = map_new(self.write.as_ptr().cast(), len, |address, flags| {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: `MAP_FIXED_NOREPLACE` never replaces a mapping.
+            unsafe {
+                rustix::mm::mmap(address, len, protection, flags | MapFlags::SHARED, &file, 0)
+            }
+        })
+        .map_err(refused)?;
+        // SAFETY: mapped a moment ago, writable, `len` bytes long.
+        unsafe {
+            write.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(len));
+            rustix::mm::madvise(write, len, Advice::LinuxDontFork).map_err(refused)?;
+        }
+        let (run, protection) = (self.run.as_ptr().cast(), ProtFlags::READ | ProtFlags::EXEC);
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: replaces the mapping by one of the same bytes.
+        unsafe { rustix::mm::mmap(run, len, protection, flags, &file, 0) }.map_err(refused)?;
+        self.owner = std::process::id();
+        Ok(())
+    }
+
     /// Takes the memory away.
     ///
     /// # Safety
@@ -260,6 +296,11 @@ impl Allocation {
     #[must_use]
     pub fn size(&self) -> usize {
         self.len
+    }
+
+    /// In a forked child: its arena was [adopted](Arena::adopt).
+    pub(super) fn adopt(&mut self) {
+        self.owner = std::process::id();
     }
 
     /// Where it is written: the other mapping of the same bytes. Not mapped in a forked

@@ -2,14 +2,16 @@
 
 use core::{fmt, mem};
 use std::string::ToString;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::vec::Vec;
 
 use super::discover::{self, Module};
 use super::error::{AttachError, FindError, OpenError, SynchronizeError};
+use super::fork;
 use super::functions::Functions;
 use super::link::Link;
 use super::program::{Program, Programs};
+use super::quiescence::Quiescence;
 use super::shared::Shared;
 use super::state::State;
 use super::threads;
@@ -45,7 +47,9 @@ impl Process {
         }
         let mut state = State::new()?;
         state.refresh()?;
-        Ok(PROCESS.get_or_init(|| Self { shared: Shared::new(state) }))
+        let process = PROCESS.get_or_init(|| Self { shared: Shared::new(state) });
+        fork::watch(&process.shared)?;
+        Ok(process)
     }
 
     /// Finds the functions of modules that were loaded since, and prepares their patch sites.
@@ -53,13 +57,13 @@ impl Process {
     /// # Errors
     /// [`OpenError`]; modules that were found before it stay known.
     pub fn refresh(&self) -> Result<(), OpenError> {
-        self.shared.lock().refresh()
+        self.shared.locked(State::refresh)?
     }
 
     /// Every function that has a patch site.
     #[must_use]
     pub fn functions(&self) -> Functions {
-        Functions::all(Arc::clone(&self.shared.lock().catalogue))
+        Functions::all(self.shared.catalogue())
     }
 
     /// The functions of that name, with an error that says why there is none. Names are those
@@ -74,7 +78,7 @@ impl Process {
 
     /// Why there is no function of that name to attach to.
     fn why_not(&self, name: &str) -> FindError {
-        let catalogue = Arc::clone(&self.shared.lock().catalogue);
+        let catalogue = self.shared.catalogue();
         for known in catalogue.iter() {
             let Module { rejected, name: module, .. } = &known.module;
             for rejected in rejected {
@@ -136,7 +140,7 @@ impl Process {
                     // it does below if this fails. The rest is the caller's contract.
                     unsafe { engine.attach(&ids, &attachments, pokes) }
                 })
-            })
+            })?
         };
         let mut attached = attempt();
         if attached.as_ref().is_err_and(AttachError::is_no_lane)
@@ -152,7 +156,8 @@ impl Process {
                 if error.is_stuck() {
                     mem::forget(keep);
                 } else {
-                    self.shared.locked(|state| state.retire(&ids, keep));
+                    // Where the lock is not to be had, nothing was attached, and `keep` goes.
+                    let _ = self.shared.locked(|state| state.retire(&ids, keep));
                 }
                 Err(error)
             }
@@ -162,13 +167,17 @@ impl Process {
     /// Waits until no thread is inside a program that was detached, or in emitted code, and
     /// then drops the closures and frees the code that nothing leads to any more.
     ///
-    /// Every other thread is stopped for a moment and looked at, with a signal that nothing
-    /// else uses; [`threads`](super::threads) says what that means for them. Call it when
-    /// detached closures hold on to something, or before unloading a library that programs are
+    /// Every thread is looked at, one by one, until each has been seen outside once. One that
+    /// sleeps does not notice, not even where it sleeps for hours. One that runs gets a real-time
+    /// signal that nothing else uses, answers in its handler and goes on. One that runs and blocks
+    /// all such signals is stopped with `ptrace(2)` for some microseconds, by a short-lived helper
+    /// process. No thread has to come by anywhere.
+    ///
+    /// [`quiescence`](Self::quiescence) does the same without waiting. Call it when detached closures hold on to something, or before unloading a library that programs are
     /// in. It also runs by itself when an attachment needs room that only retiring can give.
     ///
-    /// It waits for other threads that are dropping such closures. So a closure whose `drop`
-    /// waits for a thread that synchronizes waits for ever.
+    /// It waits for other threads that are dropping such closures, but not for ever: the `drop`
+    /// of a closure may wait for a thread that synchronizes.
     ///
     /// # Errors
     /// [`SynchronizeError`]; then everything that was detached is kept, to be tried again.
@@ -176,5 +185,11 @@ impl Process {
     #[inline(never)]
     pub fn synchronize(&self) -> Result<(), SynchronizeError> {
         self.shared.synchronize(threads::stack_pointer())
+    }
+
+    /// Everything that has been detached until now, to be [asked](Quiescence::poll) now and then
+    /// whether it is gone.
+    pub fn quiescence(&'static self) -> Quiescence {
+        Quiescence::new(&self.shared)
     }
 }

@@ -44,13 +44,20 @@ pub(super) struct State {
     pub retired: Vec<Retired>,
     /// What may be dropped now, without the lock: a closure's `drop` may use this library.
     pub done: Vec<Retired>,
-    /// How many threads are dropping such things.
-    pub dropping: usize,
+    /// For each thread that is dropping such things, the number of the first of them.
+    pub dropping: Vec<u64>,
+    /// How much has been retired.
+    pub retirements: u64,
+    /// How many of those may be dropped, or have been.
+    pub gone: u64,
+    /// What is emitted, for a child that is being forked.
+    copies: Vec<Vec<u8>>,
 }
 
 /// What a link leaves behind until no thread is inside.
 #[derive(Debug)]
 pub(super) struct Retired {
+    pub number: u64,
     pub functions: Arc<[FunctionId]>,
     #[expect(dead_code, reason = "kept only to be dropped in time")]
     pub keep: Vec<Keep>,
@@ -73,7 +80,10 @@ impl State {
             vacant_regions: Vec::new(),
             retired: Vec::new(),
             done: Vec::new(),
-            dropping: 0,
+            dropping: Vec::new(),
+            retirements: 0,
+            gone: 0,
+            copies: Vec::new(),
         })
     }
 
@@ -346,8 +356,26 @@ impl State {
         let known = |retired: &Retired| Arc::ptr_eq(&retired.functions, functions);
         // Switching one program on and off for hours leaves one entry behind, not thousands.
         if !(keep.is_empty() && self.retired.last().is_some_and(known)) {
-            self.retired.push(Retired { functions: Arc::clone(functions), keep });
+            let number = self.retirements;
+            self.retired.push(Retired { number, functions: Arc::clone(functions), keep });
         }
+        self.retirements += 1;
+    }
+
+    /// Copies what is emitted, so that a child that is forked now has its own.
+    pub fn copy_images(&mut self) {
+        self.copies = self.engine.parts().images.copies();
+    }
+
+    /// Forgets the copies.
+    pub fn drop_copies(&mut self) {
+        self.copies = Vec::new();
+    }
+
+    /// In a forked child: has what was copied at the same addresses, for this process alone.
+    pub fn adopt_copies(&mut self) -> Result<(), MemoryError> {
+        let copies = core::mem::take(&mut self.copies);
+        self.engine.parts_mut().images.adopt(&copies)
     }
 }
 

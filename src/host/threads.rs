@@ -157,6 +157,11 @@ pub fn inspect(
     inspect_then(watched, judge, || ()).map(|(summary, ())| summary)
 }
 
+/// Whether this is the calling thread's id.
+pub(super) fn is_own(tid: i32) -> bool {
+    tid == own_tid()
+}
+
 /// Where the calling function's frame ends.
 #[inline(always)]
 pub(super) fn stack_pointer() -> u64 {

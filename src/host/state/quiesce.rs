@@ -51,6 +51,7 @@ impl State {
             }
         });
         self.done.append(&mut self.retired);
+        self.gone = self.retirements;
         Ok(())
     }
 
