@@ -14,7 +14,7 @@ use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
 use super::program::Keep;
 use super::text::{HostText, can_store_pair};
-use super::threads::{self, Verdict};
+use super::threads::{self, Deaf, Verdict};
 use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
@@ -50,6 +50,7 @@ pub(super) struct State {
     pub retirements: u64,
     /// How many of those may be dropped, or have been.
     pub gone: u64,
+    deaf: Deaf,
     /// What is emitted, for a child that is being forked.
     copies: Vec<Vec<u8>>,
 }
@@ -83,6 +84,7 @@ impl State {
             dropping: Vec::new(),
             retirements: 0,
             gone: 0,
+            deaf: Deaf::default(),
             copies: Vec::new(),
         })
     }

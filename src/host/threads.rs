@@ -57,7 +57,7 @@ use std::vec::Vec;
 
 pub use error::ThreadsError;
 pub use list::ThreadName;
-pub(super) use survey::Survey;
+pub(super) use survey::{Deaf, Survey};
 
 use gather::{FIRST_HOLD, Gathered, Known, PATIENCE, Standing, choose_signal, gather, own_tid};
 use signal::Hold;

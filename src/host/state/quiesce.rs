@@ -26,8 +26,11 @@ impl State {
         if !watched.is_empty() {
             let deadline = Instant::now() + patience;
             let failed = SynchronizeError::Threads;
-            let mut survey = Survey::begin().map_err(failed)?;
-            if let Some(tid) = survey.look(own_from, &watched, deadline).map_err(failed)? {
+            let deaf = core::mem::take(&mut self.deaf);
+            let mut survey = Survey::begin(deaf).map_err(failed)?;
+            let inside = survey.look(own_from, &watched, deadline);
+            self.deaf = survey.end();
+            if let Some(tid) = inside.map_err(failed)? {
                 return Err(SynchronizeError::Inside { tid });
             }
         }

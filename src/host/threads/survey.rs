@@ -38,8 +38,25 @@ const SILENCE: i64 = 1_000_000;
 #[derive(Debug)]
 pub(in crate::host) struct Survey {
     unseen: Vec<i32>,
-    /// Those that blocked every signal when they were first asked, and when that was.
-    deaf: Vec<(i32, Instant)>,
+    deaf: Deaf,
+}
+
+/// Threads that blocked every signal when they were first asked, and when that was: from one
+/// survey to the next.
+#[derive(Debug, Default)]
+pub(in crate::host) struct Deaf(Vec<(i32, Instant)>);
+
+impl Deaf {
+    /// Whether a thread that is deaf now has been so before, long enough ago.
+    fn has_been(&mut self, tid: i32) -> bool {
+        match self.0.iter().find(|(known, _)| *known == tid) {
+            Some((_, since)) => since.elapsed() > DEAF,
+            None => {
+                self.0.push((tid, Instant::now()));
+                false
+            }
+        }
+    }
 }
 
 /// How a look at one thread went.
@@ -51,15 +68,25 @@ enum Look {
 }
 
 impl Survey {
+    /// Of the threads that exist now. `deaf` is from the last survey.
+    ///
     /// # Errors
     /// [`ThreadsError::Proc`], [`ThreadsError::Restless`].
-    pub(in crate::host) fn begin() -> Result<Self, ThreadsError> {
+    pub(in crate::host) fn begin(mut deaf: Deaf) -> Result<Self, ThreadsError> {
         let mut unseen = Vec::new();
         match list::all(&mut unseen) {
-            Ok(true) => Ok(Self { unseen, deaf: Vec::new() }),
+            Ok(true) => {
+                deaf.0.retain(|(tid, _)| unseen.contains(tid));
+                Ok(Self { unseen, deaf })
+            }
             Ok(false) => Err(ThreadsError::Restless { started: unseen.len() }),
             Err(errno) => Err(ThreadsError::Proc { errno }),
         }
+    }
+
+    /// What the next survey is begun with.
+    pub(in crate::host) fn end(self) -> Deaf {
+        self.deaf
     }
 
     /// Looks at the threads until all have been seen outside of what is `watched`, or until
@@ -156,7 +183,7 @@ impl Survey {
             self.hear(&hold, waiting, question, memory, deadline);
         }
         for &(tid, status) in &deaf {
-            if self.has_been_deaf(tid) {
+            if self.deaf.has_been(tid) {
                 match helper::look(tid, &question.watched, &question.stacks) {
                     Finding::Seen { outside: true } | Finding::Refused(Errno::SRCH) => {
                         self.saw_outside(tid);
@@ -211,16 +238,6 @@ impl Survey {
 
     fn saw_outside(&mut self, tid: i32) {
         self.unseen.retain(|&unseen| unseen != tid);
-    }
-
-    fn has_been_deaf(&mut self, tid: i32) -> bool {
-        match self.deaf.iter().find(|(known, _)| *known == tid) {
-            Some((_, since)) => since.elapsed() > DEAF,
-            None => {
-                self.deaf.push((tid, Instant::now()));
-                false
-            }
-        }
     }
 }
 
