@@ -11,8 +11,9 @@ use super::lock::Unavailable;
 use super::memory::MemoryError;
 use super::text::TextError;
 use super::threads::ThreadsError;
+use super::traps::TrapsError;
 use crate::attach;
-use crate::patch::{Conflict, PatchError};
+use crate::patch::{Conflict, PatchError, Protocol};
 
 /// What the operating system refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +83,13 @@ pub enum OpenError {
         /// Its answer.
         errno: i32,
     },
+    /// Breakpoints cannot be used.
+    Traps(TrapsError),
+    /// The process was opened before, with another protocol.
+    OtherProtocol {
+        /// That one.
+        opened: Protocol,
+    },
     /// Not here and now.
     Unavailable(Unavailable),
 }
@@ -94,12 +102,24 @@ impl fmt::Display for OpenError {
             Self::Engine(error) => error.fmt(f),
             Self::TooManyModules => f.write_str("more than 65,535 modules have patch sites"),
             Self::Fork { errno } => write!(f, "pthread_atfork(3) fails with {errno}: free memory"),
+            Self::Traps(error) => error.fmt(f),
+            Self::OtherProtocol { opened } => write!(
+                f,
+                "the process was opened with Protocol::{opened:?}, and there is one for all: ask \
+                 for that, or open it before others do"
+            ),
             Self::Unavailable(error) => error.fmt(f),
         }
     }
 }
 
 impl core::error::Error for OpenError {}
+
+impl From<TrapsError> for OpenError {
+    fn from(error: TrapsError) -> Self {
+        Self::Traps(error)
+    }
+}
 
 impl From<DiscoverError> for OpenError {
     fn from(error: DiscoverError) -> Self {
@@ -139,6 +159,8 @@ pub enum AttachError {
         /// Its name.
         function: String,
     },
+    /// Breakpoints cannot be used now.
+    Traps(TrapsError),
     /// Not here and now.
     Unavailable(Unavailable),
     /// A module of the selection was unloaded.
@@ -181,6 +203,7 @@ impl fmt::Display for AttachError {
             Self::Unloaded { module } => {
                 write!(f, "{module} was unloaded since the functions were selected: select again")
             }
+            Self::Traps(error) => error.fmt(f),
             Self::Unavailable(error) => error.fmt(f),
             Self::NotPrepared { function, cause } => write!(
                 f,

@@ -10,7 +10,9 @@
 //!     text             writing to text: one mprotect pair a batch, never without X
 //!     cores            membarrier SYNC_CORE
 //!     memory           emitted code within 2 GiB of text, never W and X; tables
-//!     threads          a checked stop, where it matters where threads are
+//!     threads          where threads are, where that matters
+//!     traps            SIGTRAP, for the breakpoint protocol
+//!     fork             children that go on
 //! ```
 
 pub mod cores;
@@ -34,6 +36,7 @@ mod shared;
 mod state;
 pub mod text;
 pub mod threads;
+pub mod traps;
 
 pub use embedder::Host;
 pub use error::{AttachError, FindError, HostError, OpenError, Stopped, SynchronizeError};
@@ -45,3 +48,4 @@ pub use program::{Cookies, Program, Programs};
 pub use quiescence::Quiescence;
 
 pub use crate::emit::Vectors;
+pub use crate::patch::Protocol;

@@ -15,10 +15,12 @@ use super::quiescence::Quiescence;
 use super::shared::Shared;
 use super::state::State;
 use super::threads;
+use crate::patch::Protocol;
 
 /// This process. There is one, because there is one text.
 pub struct Process {
     shared: Shared,
+    protocol: Protocol,
 }
 
 impl fmt::Debug for Process {
@@ -36,18 +38,43 @@ impl Process {
     /// the nops. Where that is impossible, the functions concerned stay as they are, and
     /// attaching to them tries again and says why it cannot.
     ///
+    /// Patch sites are written by [`Protocol::ShortJump`], unless the process was opened
+    /// otherwise before.
+    ///
     /// # Errors
     /// [`OpenError`].
     pub fn open() -> Result<&'static Self, OpenError> {
+        Self::open_or_get(Protocol::ShortJump)
+    }
+
+    /// As [`open`](Self::open), with a choice of how patch sites are written.
+    ///
+    /// [`Protocol::Breakpoint`] can write a site at any address, also where it begins at the last
+    /// byte of an aligned 16, and calls do not pass it unhooked while it changes. It needs
+    /// `SIGTRAP`: a handler that was there before is called for every trap that is not this
+    /// library's. The process is killed if a thread meets a site that is just being written
+    /// while it blocks the signal, be it in the handler of another signal, which has it in its
+    /// mask. So operations refuse to start where a thread blocks it, or where the handler has been
+    /// replaced; no thread may begin to while one is in progress.
+    ///
+    /// # Errors
+    /// [`OpenError`]; [`OpenError::OtherProtocol`] if it was opened otherwise before.
+    pub fn open_with(protocol: Protocol) -> Result<&'static Self, OpenError> {
+        let process = Self::open_or_get(protocol)?;
+        let opened = process.protocol;
+        if opened == protocol { Ok(process) } else { Err(OpenError::OtherProtocol { opened }) }
+    }
+
+    fn open_or_get(protocol: Protocol) -> Result<&'static Self, OpenError> {
         static PROCESS: OnceLock<Process> = OnceLock::new();
         static OPENING: Mutex<()> = Mutex::new(());
         let _turn = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(process) = PROCESS.get() {
             return Ok(process);
         }
-        let mut state = State::new()?;
+        let mut state = State::new(protocol)?;
         state.refresh()?;
-        let process = PROCESS.get_or_init(|| Self { shared: Shared::new(state) });
+        let process = PROCESS.get_or_init(|| Self { shared: Shared::new(state), protocol });
         fork::watch(&process.shared)?;
         Ok(process)
     }

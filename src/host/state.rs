@@ -15,22 +15,21 @@ use super::memory::{Arena, MemoryError};
 use super::program::Keep;
 use super::text::{HostText, can_store_pair};
 use super::threads::{self, Deaf, Verdict};
+use super::traps;
 use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
-use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
+use crate::patch::{CheckError, PatchError, Poke, Protocol};
 
 mod quiesce;
 
 /// Bytes of an arena, besides the thunks that its module may need.
 const ARENA: usize = 64 << 10;
 
-/// Only the breakpoint protocol asks it, and a process uses the short jump.
-static TRAPS: TrapResolver = TrapResolver::new();
-
 /// All that a [`Process`](super::Process) has behind its lock.
 pub(super) struct State {
     pub engine: Engine<Host>,
+    pub protocol: Protocol,
     pub catalogue: Arc<Catalogue>,
     /// The text of each region.
     regions: Vec<Range<u64>>,
@@ -65,7 +64,10 @@ pub(super) struct Retired {
 }
 
 impl State {
-    pub fn new() -> Result<Self, OpenError> {
+    pub fn new(protocol: Protocol) -> Result<Self, OpenError> {
+        if protocol == Protocol::Breakpoint {
+            traps::install()?;
+        }
         let parts = Parts {
             text: HostText::default(),
             cores: Membarrier::register()?,
@@ -73,7 +75,8 @@ impl State {
             tables: HostTables::default(),
         };
         Ok(Self {
-            engine: Engine::new(parts, Protocol::ShortJump, &TRAPS)?,
+            engine: Engine::new(parts, protocol, &traps::TRAPS)?,
+            protocol,
             catalogue: Arc::default(),
             regions: Vec::new(),
             unloaded: Vec::new(),
@@ -187,7 +190,9 @@ impl State {
 
     /// Tells the text and the engine of a module.
     fn register(&mut self, mut module: Module) -> Result<KnownModule, OpenError> {
-        module.reject_unpatchable(|site| can_store_pair(site.get()));
+        if self.protocol == Protocol::ShortJump {
+            module.reject_unpatchable(|site| can_store_pair(site.get()));
+        }
         if module.functions.is_empty() {
             return Ok(KnownModule { module, ids: Vec::new(), region: Region(0), own: Vec::new() });
         }
@@ -268,6 +273,9 @@ impl State {
             &mut [Poke],
         ) -> Result<T, attach::AttachError<HostError>>,
     ) -> Result<T, AttachError> {
+        if self.protocol == Protocol::Breakpoint {
+            traps::check().map_err(AttachError::Traps)?;
+        }
         let mut pokes = std::vec![Poke::EMPTY; self.engine.pokes_needed(functions)];
         let mut prepared = false;
         loop {

@@ -157,6 +157,24 @@ pub fn inspect(
     inspect_then(watched, judge, || ()).map(|(summary, ())| summary)
 }
 
+/// A thread that blocks `signal`, if there is one, and its name. Threads of the kernel's do not
+/// count.
+pub(super) fn blocking(signal: i32) -> Result<Option<(i32, ThreadName)>, ThreadsError> {
+    let mut found = None;
+    list::for_each(|tid| {
+        if found.is_none()
+            && let Some(status) = list::Status::of(tid)
+            && status.blocks(signal)
+            && !status.has_ended()
+            && !list::is_kernel_worker(tid)
+        {
+            found = Some((tid, status.name));
+        }
+    })
+    .map_err(|errno| ThreadsError::Proc { errno })?;
+    Ok(found)
+}
+
 /// Whether this is the calling thread's id.
 pub(super) fn is_own(tid: i32) -> bool {
     tid == own_tid()
