@@ -66,15 +66,11 @@ impl<T> Lock<T> {
         // Who has waited cannot know whether others still do.
         let mut mine = own;
         loop {
-            let word = match self.word.compare_exchange(
-                0,
-                mine,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Ok(Guard(self, PhantomData)),
-                Err(word) => word,
-            };
+            let word =
+                match self.word.compare_exchange(0, mine, Ordering::Acquire, Ordering::Relaxed) {
+                    Ok(_) => return Ok(Guard(self, PhantomData)),
+                    Err(word) => word,
+                };
             if word & !WAITERS == own {
                 return Err(Unavailable::Nested);
             }

@@ -239,8 +239,7 @@ fn a_thread_that_sleeps_elsewhere_is_not_woken() {
         // `poll` returns EINTR on any signal that has a handler.
         let sleeper = scope.spawn(|| {
             sleeping.store(tid(), Ordering::SeqCst);
-            let mut one =
-                libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut one = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one entry, which lives through the call.
             unsafe { libc::poll(&raw mut one, 1, -1) }
         });

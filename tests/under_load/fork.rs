@@ -62,7 +62,11 @@ fn a_child_attaches_and_detaches_while_its_parent_does() {
                         let attached = link.is_ok();
                         let right = wrong_results(&fleet.functions, MARK) == 0;
                         let counts = |marked: &Marked, functions: usize, count: u64| {
-                            marked.0.iter().take(functions).all(|n| n.load(Ordering::Relaxed) == count)
+                            marked
+                                .0
+                                .iter()
+                                .take(functions)
+                                .all(|n| n.load(Ordering::Relaxed) == count)
                         };
                         let both = counts(&own, FUNCTIONS, 1) && counts(&staying, 32, 1);
                         let detached = link.is_ok_and(|link| link.detach().is_ok());

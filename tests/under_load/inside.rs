@@ -124,7 +124,8 @@ fn threads_that_end_inside_of_hooked_functions_are_counted() {
         let link = unsafe { process.attach(&functions, counter_of(&seen)) };
         let link = link.expect("all have patch sites");
         let cancelled = round % 2 == 0;
-        let how: *mut c_void = if cancelled { (&raw const stop).cast_mut().cast() } else { core::ptr::null_mut() };
+        let how: *mut c_void =
+            if cancelled { (&raw const stop).cast_mut().cast() } else { core::ptr::null_mut() };
         // SAFETY: `begin` is a start routine that takes any pointer; a thread that sleeps in
         // `pause` can be cancelled there.
         unsafe {

@@ -129,8 +129,7 @@ pub(super) struct Status {
 impl Status {
     /// `None` where there is no such thread (any more).
     pub(super) fn of(tid: i32) -> Option<Self> {
-        let mut status =
-            Self { name: ThreadName::unknown(), state: 0, blocked: 0, switches: 0 };
+        let mut status = Self { name: ThreadName::unknown(), state: 0, blocked: 0, switches: 0 };
         let mut complete = false;
         lines::for_each(Path::new(tid, "status").path()?, |line| {
             if let Some(name) = line.strip_prefix(b"Name:\t") {
