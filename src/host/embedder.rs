@@ -86,6 +86,22 @@ impl HostImages {
         visible.show(&HostNames { catalogue, allocations });
     }
 
+    /// The bytes of every arena.
+    pub(super) fn copies(&self) -> Vec<Vec<u8>> {
+        self.regions.iter().flatten().map(Arena::copy).collect()
+    }
+
+    /// In a forked child: gives every arena memory of its own, with these bytes.
+    pub(super) fn adopt(&mut self, copies: &[Vec<u8>]) -> Result<(), MemoryError> {
+        for (arena, copy) in self.regions.iter_mut().flatten().zip(copies) {
+            arena.adopt(copy)?;
+        }
+        for placed in self.allocations.values_mut() {
+            placed.allocation.adopt();
+        }
+        Ok(())
+    }
+
     /// The arenas that `wanted` says so of, by their region and where they are, sorted.
     pub(super) fn ranges(&self, wanted: impl Fn(Region, &Range<u64>) -> bool) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
