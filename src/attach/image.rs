@@ -4,8 +4,10 @@ use core::sync::atomic::Ordering;
 
 use super::engine::{Class, Outcome};
 use super::set::{Form, Programs, Role, SetEntry};
-use super::{AttachError, Embedder, Engine, ImageMemory, MAX_PROGRAMS};
-use crate::emit::x86_64::{Bodies, EntryBody, REPLACEMENT_SIZE, SideStackBodies, replacement};
+use super::{AttachError, Embedder, Emitted, Engine, ImageMemory, MAX_PROGRAMS};
+use crate::emit::x86_64::{
+    Bodies, EntryBody, Marks, REPLACEMENT_SIZE, SideStackBodies, replacement,
+};
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
 
@@ -195,7 +197,15 @@ impl<E: Embedder> Engine<E> {
             Ok(bodies)
         });
         match written {
-            Ok(bodies) => Ok(Image { form: calls.form(), address, size: size as u32, bodies }),
+            Ok((bodies, marks)) => {
+                let what = Emitted::Image {
+                    entries: [calls.entries.as_slice(), calls.modify.as_slice()],
+                    exits: calls.exits.as_slice(),
+                    bodies: marks,
+                };
+                self.parts.images.emitted(address, code.written(), what);
+                Ok(Image { form: calls.form(), address, size: size as u32, bodies })
+            }
             Err(error) => {
                 // SAFETY: as above.
                 unsafe { self.parts.images.free(address, size) };
@@ -209,7 +219,7 @@ impl<E: Embedder> Engine<E> {
         class: &Class,
         calls: &Calls,
         code: &mut CodeBuffer<'_>,
-    ) -> Outcome<Bodies, E> {
+    ) -> Outcome<(Bodies, Option<Marks>), E> {
         let start = code.here();
         if let Some(target) = calls.replacement {
             replacement(code, target)?;
@@ -234,10 +244,11 @@ impl<E: Embedder> Engine<E> {
                     modify: calls.modify.as_slice(),
                     exits: calls.exits.as_slice(),
                 };
-                return Ok(bodies.emit(code)?);
+                let marks = bodies.emit_marked(code)?;
+                return Ok((marks.bodies(), Some(marks)));
             }
         }
-        Ok(Bodies { enter: start, exit: 0 })
+        Ok((Bodies { enter: start, exit: 0 }, None))
     }
 
     /// Where emitted code finds the cookies of `lane`.

@@ -5,8 +5,9 @@ use super::entry::{
     restore_vectors, save_vectors,
 };
 use super::exit_thunk::ENTER_TO_EXIT;
-use super::leave::{Bodies, Leave, Return, align, frame, free_frame, session, unless};
+use super::leave::{Bodies, Leave, Part, Return, align, frame, free_frame, session, unless};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
+use super::unwind::Marks;
 use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
@@ -65,6 +66,16 @@ impl SideStackBodies<'_> {
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
+        Ok(self.emit_marked(code)?.bodies())
+    }
+
+    /// As [`emit`](Self::emit), with what an
+    /// [unwind table](super::UnwindTable::of_side_stack_bodies) has to know.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit).
+    pub fn emit_marked(&self, code: &mut CodeBuffer<'_>) -> Result<Marks, EmitError> {
+        let start = code.here();
         let exit = Leave {
             thread_offset: self.side_stack.thread_offset,
             vectors: self.vectors,
@@ -72,7 +83,7 @@ impl SideStackBodies<'_> {
             back: Return::Ret,
         }
         .emit(code)?;
-        let enter = Enter {
+        let (enter, skip) = Enter {
             form: Form::Thunk { functions: self.functions, modify: self.modify },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -80,7 +91,7 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Marks { start, exit, enter, skip })
     }
 }
 
@@ -151,8 +162,8 @@ struct Aside {
 }
 
 impl Enter<'_> {
-    /// Emits the body and returns where it begins.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// Emits the body. Gives where it is, and where what skips the origin begins.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
         // What seldom runs goes on in the middle of the body: a first attempt elsewhere shows
         // where that is.
         let mut trial = [0; 1024];
@@ -164,13 +175,14 @@ impl Enter<'_> {
         let aside = self.aside(code, resume)?;
         let (start, _) = self.begin(code, aside)?;
         self.push_frame(code, aside)?;
+        let found = code.here();
         self.run(code, aside)?;
         // Neither zero nor a carry comes of it.
         test_reg(code, Reg::Rsp, Reg::Rsp)?;
         restore_working(code)?;
         ret(code)?;
         int3(code)?;
-        Ok(start)
+        Ok((Part { start, found, end: code.here() }, aside.skip))
     }
 
     /// Finds the side stack and looks at the last frame.

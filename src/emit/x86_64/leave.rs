@@ -46,6 +46,15 @@ pub(super) enum Return {
     Jump,
 }
 
+/// Where a body is, and places in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub start: u64,
+    /// From here on `rbx` is the call's frame, which is complete.
+    pub found: u64,
+    pub end: u64,
+}
+
 /// The body that a hooked function returns to, directly or through its thunk.
 ///
 /// It changes what any function may change, but for the registers that return values are
@@ -63,8 +72,8 @@ pub(super) struct Leave<'a> {
 const SLOT: Mem = Mem::at(Reg::Rbp, SLOT_ABOVE);
 
 impl Leave<'_> {
-    /// Emits the body and returns where it begins.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// Emits the body.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
         // The search stands before the body, and goes on behind the body's beginning: a
         // first attempt elsewhere shows where that is.
         let mut trial = [0; 256];
@@ -76,8 +85,9 @@ impl Leave<'_> {
 
         let search = search(code, found)?;
         let start = self.begin(code, search)?;
+        let found = code.here();
         self.run(code)?;
-        Ok(start)
+        Ok(Part { start, found, end: code.here() })
     }
 
     /// Finds the frame: the last one, unless a function that was called from this one was

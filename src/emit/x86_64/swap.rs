@@ -51,11 +51,11 @@ impl SwapBodies<'_> {
             back: Return::Jump,
         }
         .emit(code)?;
-        let enter = Enter {
+        let (enter, _) = Enter {
             form: Form::Swap {
                 index: self.index,
                 return_to_entry: self.return_to_entry,
-                stub: exit,
+                stub: exit.start,
             },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -63,6 +63,6 @@ impl SwapBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Bodies { enter: enter.start, exit: exit.start })
     }
 }

@@ -1,0 +1,377 @@
+//! Functions with exit programs: their callers are on side stacks, where the unwinder finds them.
+
+use core::cell::{Cell, RefCell};
+use core::ffi::c_void;
+use core::ops::Range;
+use core::ptr;
+use std::backtrace::Backtrace;
+use std::panic::{catch_unwind, resume_unwind};
+use std::sync::{Barrier, OnceLock};
+
+use fentry::host::{Program, SIDE_STACK_DEPTH};
+
+use crate::hooked::{Hooked, emitted, emitted_since, is_in, runs, within};
+use crate::is_alone;
+use crate::walk::{addresses, step};
+
+fn load(name: &str) -> Hooked {
+    Hooked::load(name, include_str!("exits.cc"), "cc", 10)
+}
+
+thread_local! {
+    static SEEN: RefCell<Vec<Vec<usize>>> = const { RefCell::new(Vec::new()) };
+    static FROM_PROGRAMS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Looks at the stack from where it is called.
+extern "C-unwind" fn look(_: i64) {
+    let seen = addresses();
+    SEEN.with_borrow_mut(|all| all.push(seen));
+}
+
+/// The same from programs, if that was asked for.
+fn look_from_program() {
+    if FROM_PROGRAMS.get() {
+        look(0);
+    }
+}
+
+/// What was seen while the driver ran.
+#[inline(never)]
+fn seen(drive: extern "C-unwind" fn(i64) -> i64, argument: i64) -> (i64, Vec<Vec<usize>>) {
+    let result = drive(argument);
+    (result, SEEN.take())
+}
+
+/// What the origin sees is what it sees unhooked, but for thunks, of which there are so many.
+fn compare(driver: &str, argument: i64, thunks: usize) {
+    let hooked = load(&format!("compare-{driver}"));
+    hooked.call_back(look);
+    let drive = hooked.driver(driver);
+    let traces: Vec<_> = [false, true]
+        .into_iter()
+        .map(|hook| {
+            let _hooks = hook.then(|| hooked.hook(look_from_program));
+            seen(drive, argument)
+        })
+        .collect();
+    let [(unhooked_result, unhooked), (result, traced)] = &traces[..] else { unreachable!() };
+    assert_eq!(result, unhooked_result);
+    let ([unhooked], [traced]) = (&unhooked[..], &traced[..]) else { panic!("looked at once") };
+    let (own, rest): (Vec<usize>, Vec<usize>) =
+        traced.iter().copied().partition(|address| within(&emitted(), *address));
+    assert_eq!(rest, *unhooked, "{driver}: emitted code at {own:x?}");
+    assert_eq!(own.len(), thunks, "{driver}: {own:x?}");
+}
+
+#[test]
+fn a_backtrace_in_the_origin_goes_on_in_the_caller() {
+    compare("drive_leaf", 3, 1);
+    compare("drive_many", 3, 1);
+}
+
+#[test]
+fn a_backtrace_after_tail_calls_goes_on_in_the_caller() {
+    // Three hooked functions with one return address: one thunk is returned to.
+    compare("drive_tail", 3, 1);
+}
+
+#[test]
+fn a_backtrace_goes_through_hooked_functions_at_any_depth() {
+    for depth in 0..40 {
+        compare("drive_down", depth, depth as usize + 1);
+    }
+}
+
+#[test]
+fn programs_see_the_function_and_its_callers() {
+    let hooked = load("programs");
+    hooked.call_back(look);
+    let drive = hooked.driver("drive_quiet");
+    let _hooks = hooked.hook(look_from_program);
+    FROM_PROGRAMS.set(true);
+    let (result, traces) = seen(drive, 5);
+    FROM_PROGRAMS.set(false);
+    assert_eq!(result, 16);
+    assert_eq!(traces.len(), 2, "one from each program");
+    let here = addresses();
+    for trace in &traces {
+        let body = trace.iter().position(|address| within(&emitted(), *address));
+        let [body, function, caller, test, rest @ ..] = &trace[body.expect("the body")..] else {
+            panic!("{trace:x?}")
+        };
+        assert!(within(&emitted(), *body), "{trace:x?}");
+        // What a debugger shows as the frame's place is before the return address.
+        assert!(is_in(*function, "quiet"), "{trace:x?}");
+        assert!(is_in(*caller, "drive_quiet"), "{trace:x?}");
+        assert!(!within(&emitted(), *test), "{trace:x?}");
+        assert_eq!(rest[1..], here[3..], "{trace:x?} {here:x?}");
+    }
+    assert_eq!(traces[0][traces[0].len() - 8..], traces[1][traces[1].len() - 8..]);
+}
+
+/// At every instruction of thunks and bodies, the stack leads to the driver of the functions, and
+/// on from there; `more` are hooked functions of which one may be called by the other.
+fn step_through(
+    (hooked, emitted): (&Hooked, &Range<usize>),
+    driver: &str,
+    more: &[&str],
+    argument: i64,
+) {
+    // SAFETY: a driver, which may be called with any number.
+    let (_, steps) = unsafe { step(hooked.address(driver), argument, emitted) };
+    assert!(steps.len() > 20, "{} instructions", steps.len());
+    let mut tail = None;
+    for seen in &steps {
+        let place = seen.at - emitted.start;
+        let of_driver = |address: &&usize| {
+            !emitted.contains(*address) && !more.iter().any(|name| is_in(**address, name))
+        };
+        let callers: Vec<usize> = seen.callers.iter().filter(of_driver).copied().collect();
+        assert!(callers.len() > 3, "at {place:#x}: {:x?}", seen.callers);
+        assert!(is_in(callers[0], driver), "at {place:#x}: {:x?}", seen.callers);
+        let rest = &callers[1..];
+        assert_eq!(tail.get_or_insert_with(|| rest.to_vec()), rest, "at {place:#x}");
+    }
+}
+
+extern "C-unwind" fn nothing(_: i64) {}
+
+#[test]
+fn every_instruction_of_thunk_and_bodies_leads_to_the_caller() {
+    let hooked = load("step");
+    hooked.call_back(nothing);
+    let before = emitted();
+    let _link = hooked.hook(look_from_program);
+    let emitted = emitted_since(&before, hooked.address("drive_quiet"));
+    let functions = (&hooked, &emitted);
+    // The first call makes the side stack.
+    for _ in 0..2 {
+        step_through(functions, "drive_quiet", &["quiet"], 1);
+        step_through(functions, "drive_tail", &["tail_twice", "tail", "leaf"], 1);
+        step_through(functions, "drive_down", &["down"], 2);
+    }
+    // Frames that were left are dropped, by the next call and by a return to further down.
+    step_through(functions, "drive_left", &["quiet", "jumper"], 3);
+    step_through(functions, "drive_landing", &["landing", "jumper"], 3);
+}
+
+#[test]
+fn every_instruction_of_a_skipped_function_leads_to_the_caller() {
+    let hooked = load("step-skip");
+    hooked.call_back(nothing);
+    let before = emitted();
+    let _link = hooked.attach(Program::modify_return(|_, _| 40));
+    let emitted = emitted_since(&before, hooked.address("drive_quiet"));
+    assert_eq!(hooked.driver("drive_quiet")(1), 80);
+    step_through((&hooked, &emitted), "drive_quiet", &["quiet"], 1);
+}
+
+#[test]
+fn every_instruction_of_an_unhooked_call_leads_to_the_caller() {
+    thread_local! {
+        static INNER: RefCell<Option<(Hooked, Range<usize>)>> = const { RefCell::new(None) };
+    }
+
+    /// Steps where the side stack is full.
+    extern "C-unwind" fn step_inside(_: i64) {
+        let ran = runs();
+        INNER.with_borrow(|inner| {
+            let (hooked, emitted) = inner.as_ref().expect("set before");
+            step_through((hooked, emitted), "drive_quiet", &["quiet"], 1);
+        });
+        assert_eq!(runs(), ran, "no program runs");
+    }
+
+    let hooked = load("step-full");
+    hooked.call_back(step_inside);
+    let before = emitted();
+    let _link = hooked.hook(look_from_program);
+    let emitted = emitted_since(&before, hooked.address("drive_quiet"));
+    let down = hooked.driver("drive_down");
+    INNER.set(Some((hooked, emitted)));
+    let depth = u64::from(SIDE_STACK_DEPTH);
+    down(i64::from(SIDE_STACK_DEPTH) - 1);
+    assert_eq!(runs(), (depth, depth));
+}
+
+#[test]
+fn cpp_exceptions_pass_and_are_accounted_for() {
+    let hooked = load("throw");
+    let (throw, guards) = (hooked.driver("drive_throw"), hooked.driver("guards_run"));
+    let quiet = hooked.driver("drive_quiet");
+    let unhooked = throw(5);
+    assert_eq!((unhooked, guards(0)), (1005, 6));
+    let _hooks = hooked.hook(look_from_program);
+    for round in 1..=20 {
+        assert_eq!(throw(5), unhooked);
+        assert_eq!(guards(0), 6 * (round + 1), "what is left is destroyed");
+        assert_eq!(quiet(1), 8);
+    }
+    assert_eq!(runs(), (20 * 7, 20));
+}
+
+#[test]
+fn rust_panics_pass_and_are_accounted_for() {
+    extern "C-unwind" fn panics(_: i64) {
+        resume_unwind(Box::new("thrown in the origin"));
+    }
+
+    let hooked = load("panic");
+    hooked.call_back(panics);
+    let (down, quiet) = (hooked.driver("drive_down"), hooked.driver("drive_quiet"));
+    let _hooks = hooked.hook(look_from_program);
+    for _ in 0..20 {
+        let caught = catch_unwind(|| down(5)).expect_err("it panics");
+        assert_eq!(caught.downcast_ref(), Some(&"thrown in the origin"));
+        assert_eq!(quiet(1), 8);
+    }
+    assert_eq!(runs(), (20 * 7, 20));
+}
+
+#[test]
+fn longjmp_leaves_the_side_stack_right() {
+    let hooked = load("jump");
+    hooked.call_back(look);
+    let (jump, quiet) = (hooked.driver("drive_jump"), hooked.driver("drive_quiet"));
+    let leaf = hooked.driver("drive_leaf");
+    let _hooks = hooked.hook(look_from_program);
+    for _ in 0..20 {
+        assert_eq!(jump(5), 7);
+        // Frames that were left behind are not taken for a caller's.
+        let (result, traces) = seen(leaf, 1);
+        assert_eq!((result, traces.len()), (4, 1));
+        assert!(traces[0].len() > 5, "{:x?}", traces[0]);
+        assert_eq!(quiet(1), 8);
+    }
+    assert_eq!(runs(), (20 * 8, 20 * 2));
+}
+
+#[test]
+fn backtraces_name_the_function_and_its_caller() {
+    extern "C-unwind" fn capture(_: i64) {
+        let text = Backtrace::force_capture().to_string();
+        let place = |name: &str| {
+            let line = text.lines().position(|line| line.trim_end().ends_with(name));
+            line.unwrap_or_else(|| panic!("{name} is missing:\n{text}"))
+        };
+        assert!(place(": many") < place(": drive_many"), "{text}");
+        assert!(place(": drive_many") < place("backtraces_name_the_function_and_its_caller"));
+    }
+
+    if !is_alone("exits::backtraces_name_the_function_and_its_caller") {
+        return;
+    }
+    let hooked = load("names");
+    hooked.call_back(capture);
+    let drive = hooked.driver("drive_many");
+    let unhooked = drive(2);
+    let _hooks = hooked.hook(look_from_program);
+    assert_eq!(drive(2), unhooked);
+}
+
+/// As [`libc::pthread_create`] wants it: a thread that Rust knows nothing of, because it ends by
+/// unwinding, which Rust's own would not survive.
+#[test]
+fn a_thread_that_ends_in_the_origin_unwinds_to_its_start() {
+    static DRIVER: OnceLock<extern "C-unwind" fn(i64) -> i64> = OnceLock::new();
+
+    extern "C-unwind" fn exit(_: i64) {
+        unsafe extern "C-unwind" {
+            fn pthread_exit(value: *mut c_void) -> !;
+        }
+        // SAFETY: no frame between here and the thread's start has anything to drop.
+        unsafe { pthread_exit(ptr::without_provenance_mut(42)) }
+    }
+
+    extern "C-unwind" fn start(_: *mut c_void) -> *mut c_void {
+        DRIVER.get().expect("set before")(5);
+        ptr::null_mut()
+    }
+
+    let hooked = load("exit");
+    hooked.call_back(exit);
+    DRIVER.set(hooked.driver("drive_down")).expect("set once");
+    let _hooks = hooked.hook(look_from_program);
+    let mut result = ptr::null_mut();
+    // SAFETY: `start` has this type but for its ABI, which lets a forced unwinding pass; the
+    // thread is joined.
+    unsafe {
+        let start: extern "C" fn(*mut c_void) -> *mut c_void =
+            core::mem::transmute(start as extern "C-unwind" fn(*mut c_void) -> *mut c_void);
+        let mut thread = 0;
+        assert_eq!(libc::pthread_create(&raw mut thread, ptr::null(), start, ptr::null_mut()), 0);
+        assert_eq!(libc::pthread_join(thread, &raw mut result), 0);
+    }
+    assert_eq!(result.addr(), 42);
+}
+
+/// A thread that ended with frames on its side stack had the same stack that another has now.
+#[test]
+fn what_threads_have_left_behind_is_nobody_elses_caller() {
+    const THREADS: usize = 16;
+    static ALL_LEFT: Barrier = Barrier::new(THREADS);
+
+    let hooked = load("left-behind");
+    hooked.call_back(look);
+    let drive = hooked.driver("drive_maybe");
+    let trace = || {
+        let (result, traces) = seen(drive, 0);
+        assert_eq!((result, traces.len()), (2, 1));
+        traces
+    };
+    let in_threads = |work: &(dyn Fn() + Sync)| {
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(work);
+            }
+        });
+    };
+    let expected = std::sync::Mutex::new(None);
+    in_threads(&|| *expected.lock().expect("nobody panicked") = trace().pop());
+    let expected = expected.into_inner().expect("nobody panicked").expect("they ran");
+    let _link = hooked.hook(look_from_program);
+    let emitted = emitted();
+    for _ in 0..8 {
+        in_threads(&|| {
+            assert_eq!(drive(1), 7);
+            ALL_LEFT.wait();
+        });
+        in_threads(&|| {
+            let mut trace = trace().remove(0);
+            trace.retain(|address| !within(&emitted, *address));
+            // Up to who has called the driver.
+            assert_eq!(trace[..6], expected[..6]);
+        });
+    }
+}
+
+#[test]
+fn threads_find_their_own_callers() {
+    const THREADS: usize = 12;
+    static ALL_INSIDE: Barrier = Barrier::new(THREADS);
+
+    /// Looks when every thread is in its origin.
+    extern "C-unwind" fn look_together(_: i64) {
+        ALL_INSIDE.wait();
+        look(0);
+        ALL_INSIDE.wait();
+    }
+
+    let hooked = load("threads");
+    hooked.call_back(look_together);
+    let down = hooked.driver("drive_down");
+    let _hooks = hooked.hook(look_from_program);
+    std::thread::scope(|scope| {
+        for depth in 0..THREADS {
+            scope.spawn(move || {
+                let emitted = emitted();
+                let (_, traces) = seen(down, depth as i64);
+                let thunks = traces[0].iter().filter(|seen| within(&emitted, **seen)).count();
+                assert_eq!(thunks, depth + 1, "{:x?}", traces[0]);
+                let callers = traces[0].iter().filter(|seen| is_in(**seen, "drive_down"));
+                assert_eq!(callers.count(), 1, "{:x?}", traces[0]);
+            });
+        }
+    });
+}
