@@ -77,14 +77,16 @@ fn side_stack_one_program_each() {
             +0   int3
             +1   cmp rbx, [rcx + 0x10]
             +5   jb 0x50000000
-            +11  mov r10, 0xffffffffffffffff
-            +18  mov [rbx + 0x58], r10
-            +22  mov [rcx], rbx
-            +25  inc qword ptr [rcx + 0x20]
-            +29  sub rbx, 0xb0
-            +36  cmp rbp, [rbx + 0x58]
-            +40  jne 0x50000001
-            +46  jmp 0x50000066
+            +11  mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +19  mov [rcx], rbx
+            +22  inc qword ptr [rcx + 0x20]
+            +26  sub rbx, 0xb0
+            +33  cmp rbp, [rbx + 0x58]
+            +37  jne 0x50000001
+            +43  jmp 0x50000066
+            +48  int3
+            +49  int3
+            +50  int3
             +51  int3
             +52  int3
             +53  int3
@@ -117,70 +119,69 @@ fn side_stack_one_program_each() {
             +135 mov rsi, [r11 + rax*8]
             +139 lea rdi, [rbx]
             +142 call 0x50002000
-            +147 xor eax, eax
-            +149 mov [rsp - 8], rax
-            +154 mov rax, [rbx + 0x30]
-            +158 mov rdx, [rbx + 0x38]
-            +162 mov rcx, fs:[0xffffffffffffffc0]
-            +171 mov r11, 0xffffffffffffffff
-            +178 mov [rbx + 0x58], r11
-            +182 mov [rcx], rbx
-            +185 mov rsp, rbp
-            +188 pop rbp
-            +189 pop rbx
-            +190 ret
-            +191 int3
-            +192 cmp rsp, 0xffffffffffffffff
-            +196 pop r10
-            +198 pop rbx
-            +199 pop rax
-            +200 pop rbp
-            +201 ret
-            +202 int3
-            +203 inc qword ptr [rax + 0x18]
-            +207 jmp 0x500000c0
-            +212 mov r10, rax
-            +215 sub rbx, 0xb0
-            +222 mov rax, 0xffffffffffffffff
-            +229 mov [rbx + 0x58], rax
-            +233 lea rax, [rbx + 0xb0]
-            +240 cmpxchg [r10], rbx
-            +244 mov rax, r10
-            +247 jne 0x5000019a
-            +253 inc qword ptr [rax + 0x20]
-            +257 jmp 0x5000019a
-            +262 mov r10, [rbx - 0x58]
-            +266 test r10, r10
-            +269 je 0x500001b0
-            +275 cmp rbp, [rbx - 0x58]
-            +279 jne 0x500000d4
-            +285 mov r10, [rbp + 0x10]
-            +289 sub r10, 0xb
-            +293 cmp r10, [rbx - 0x50]
-            +297 jne 0x500000d4
-            +303 jmp 0x500001b0
-            +308 push r11
-            +310 push rdi
-            +311 push rsi
-            +312 push rdx
-            +313 push rcx
-            +314 push r8
-            +316 push r9
-            +318 and rsp, 0xfffffffffffffff0
-            +322 call 0x50003000
-            +327 xor r11d, r11d
-            +330 mov [rsp - 8], r11
-            +335 lea rsp, [rbp - 0x50]
-            +339 pop r9
-            +341 pop r8
-            +343 pop rcx
-            +344 pop rdx
-            +345 pop rsi
-            +346 pop rdi
-            +347 pop r11
-            +349 test rax, rax
-            +352 je 0x500000c0
-            +358 jmp 0x5000019a
+            +147 mov qword ptr [rsp - 8], 0
+            +156 mov rax, [rbx + 0x30]
+            +160 mov rdx, [rbx + 0x38]
+            +164 mov rcx, fs:[0xffffffffffffffc0]
+            +173 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +181 mov [rcx], rbx
+            +184 mov rsp, rbp
+            +187 pop rbp
+            +188 pop rbx
+            +189 ret
+            +190 int3
+            +191 cmp rsp, 0xffffffffffffffff
+            +195 pop r10
+            +197 pop rbx
+            +198 pop rax
+            +199 pop rbp
+            +200 ret
+            +201 int3
+            +202 inc qword ptr [rax + 0x18]
+            +206 jmp 0x500000bf
+            +211 mov r10, rax
+            +214 sub rbx, 0xb0
+            +221 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +229 lea rax, [rbx + 0xb0]
+            +236 cmpxchg [r10], rbx
+            +240 mov rax, r10
+            +243 jne 0x5000019a
+            +249 inc qword ptr [rax + 0x20]
+            +253 jmp 0x5000019a
+            +258 mov r10, [rbx - 0x58]
+            +262 test r10, r10
+            +265 je 0x500001b0
+            +271 cmp rbp, [rbx - 0x58]
+            +275 jne 0x500000d3
+            +281 mov r10, [rbp + 0x10]
+            +285 sub r10, 0xb
+            +289 cmp r10, [rbx - 0x50]
+            +293 jne 0x500000d3
+            +299 jmp 0x500001b0
+            +304 push r11
+            +306 push rdi
+            +307 push rsi
+            +308 push rdx
+            +309 push rcx
+            +310 push r8
+            +312 push r9
+            +314 and rsp, 0xfffffffffffffff0
+            +318 call 0x50003000
+            +323 mov qword ptr [rsp - 8], 0
+            +332 lea rsp, [rbp - 0x50]
+            +336 pop r9
+            +338 pop r8
+            +340 pop rcx
+            +341 pop rdx
+            +342 pop rsi
+            +343 pop rdi
+            +344 pop r11
+            +346 test rax, rax
+            +349 je 0x500000bf
+            +355 jmp 0x5000019a
+            +360 int3
+            +361 int3
+            +362 int3
             +363 int3
             +364 int3
             +365 int3
@@ -209,14 +210,14 @@ fn side_stack_one_program_each() {
             +390 push r10
             +392 mov rax, fs:[0xffffffffffffffc0]
             +401 test rax, rax
-            +404 je 0x50000134
+            +404 je 0x50000130
             +410 mov rbx, [rax]
             +413 cmp rbp, [rbx - 0x58]
-            +417 jae 0x50000106
+            +417 jae 0x50000102
             +423 cmp rbx, [rax]
             +426 jne 0x5000019a
             +432 cmp rbx, [rax + 8]
-            +436 jae 0x500000cb
+            +436 jae 0x500000ca
             +442 lea r10, [rbx + 0xb0]
             +449 mov [rax], r10
             +452 mov [rbx + 0x58], rbp
@@ -227,38 +228,36 @@ fn side_stack_one_program_each() {
             +471 mov [rbx + 0x20], r8
             +475 mov [rbx + 0x28], r9
             +479 mov [rbx + 0x40], r11
-            +483 mov eax, 1
-            +488 mov [rbx + 0x44], eax
-            +491 mov r10, [rbp + 0x10]
-            +495 mov [rbx + 0x68], r10
-            +499 mov r10, [rbp + 8]
-            +503 mov [rbx + 0x60], r10
-            +507 mov r10, 0x7d0000000000
-            +517 mov r10, [r10 + r11*8]
-            +521 mov [rbx + 0x48], r10
-            +525 and rsp, 0xfffffffffffffff0
-            +529 mov eax, [rbx + 0x40]
-            +532 mov r11, 0x7e0000000000
-            +542 add rax, rax
-            +545 mov rsi, [r11 + rax*8]
-            +549 lea rdi, [rbx]
-            +552 call 0x50001000
-            +557 xor eax, eax
-            +559 mov [rsp - 8], rax
-            +564 mov rdi, [rbx]
-            +567 mov rsi, [rbx + 8]
-            +571 mov rdx, [rbx + 0x10]
-            +575 mov rcx, [rbx + 0x18]
-            +579 mov r8, [rbx + 0x20]
-            +583 mov r9, [rbx + 0x28]
-            +587 lea rsp, [rbp - 0x18]
-            +591 test rsp, rsp
-            +594 pop r10
-            +596 pop rbx
-            +597 pop rax
-            +598 pop rbp
-            +599 ret
-            +600 int3
+            +483 mov dword ptr [rbx + 0x44], 1
+            +490 mov r10, [rbp + 0x10]
+            +494 mov [rbx + 0x68], r10
+            +498 mov r10, [rbp + 8]
+            +502 mov [rbx + 0x60], r10
+            +506 mov r10, 0x7d0000000000
+            +516 mov r10, [r10 + r11*8]
+            +520 mov [rbx + 0x48], r10
+            +524 and rsp, 0xfffffffffffffff0
+            +528 mov eax, [rbx + 0x40]
+            +531 mov r11, 0x7e0000000000
+            +541 add rax, rax
+            +544 mov rsi, [r11 + rax*8]
+            +548 lea rdi, [rbx]
+            +551 call 0x50001000
+            +556 mov qword ptr [rsp - 8], 0
+            +565 mov rdi, [rbx]
+            +568 mov rsi, [rbx + 8]
+            +572 mov rdx, [rbx + 0x10]
+            +576 mov rcx, [rbx + 0x18]
+            +580 mov r8, [rbx + 0x20]
+            +584 mov r9, [rbx + 0x28]
+            +588 lea rsp, [rbp - 0x18]
+            +592 test rsp, rsp
+            +595 pop r10
+            +597 pop rbx
+            +598 pop rax
+            +599 pop rbp
+            +600 ret
+            +601 int3
         "#]],
     );
 }

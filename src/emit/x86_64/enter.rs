@@ -12,8 +12,9 @@ use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, Scale, add_imm, add_reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3,
-    jcc, jmp, lea, lea_rip, mov_imm32, mov_imm64, mov_load32, mov_load64, mov_load64_fs,
-    mov_reg_reg, mov_store32, mov_store64, pop, push, ret, sub_imm, test_reg, xor_reg32,
+    jcc, jmp, lea, lea_rip, mov_imm64, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg,
+    mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop, push, ret, sub_imm, test_reg,
+    xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -223,8 +224,8 @@ impl Enter<'_> {
             mov_store64(code, argument_place(number), argument)?;
         }
         mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
-        mov_imm32(code, Reg::Rax, state::FRAME_IS_ADDRESS | state::width(self.vectors))?;
-        mov_store32(code, frame!(Reg::Rbx, state), Reg::Rax)?;
+        let shown = state::FRAME_IS_ADDRESS | state::width(self.vectors);
+        mov_store_imm32(code, frame!(Reg::Rbx, state), shown)?;
         mov_load64(code, Reg::R10, CALLER)?;
         mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
         mov_load64(code, Reg::R10, RETURN)?;
@@ -276,7 +277,7 @@ impl Enter<'_> {
         let abandoned = code.here();
         mov_reg_reg(code, Reg::R10, Reg::Rax)?;
         sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-        free_frame(code, Reg::Rbx, Reg::Rax)?;
+        free_frame(code, Reg::Rbx)?;
         lea(code, Reg::Rax, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         cmpxchg64(code, Mem::at(Reg::R10, field::TOP), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rax, Reg::R10)?;
@@ -319,8 +320,7 @@ impl Enter<'_> {
                 save_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
                 call_anywhere(code, make.target)?;
                 restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
-                xor_reg32(code, Reg::R11, Reg::R11)?;
-                mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::R11)?;
+                forget_return_address(code)?;
                 let pushed = 8 * (1 + ARGUMENTS.len() as i32);
                 lea(code, Reg::Rsp, Mem::at(SAVED.base, SAVED.disp - pushed))?;
                 for argument in ARGUMENTS.into_iter().rev() {
@@ -335,8 +335,8 @@ impl Enter<'_> {
         };
         let skip = code.here();
         if !self.form.modify().is_empty() {
-            mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             forget_return_address(code)?;
+            mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             lea(code, Reg::Rsp, SAVED)?;
             restore_working(code)?;
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
@@ -375,7 +375,7 @@ pub(super) fn load_function(
     mov_load64(code, Reg::R10, Mem::at(Reg::R10, 0).indexed(Reg::R11, Scale::Eight))
 }
 
-/// Makes the session words of these programs zero, in the frame at `rbx`. Changes `rax`.
+/// Makes the session words of these programs zero, in the frame at `rbx`.
 pub(super) fn clear_sessions(
     code: &mut CodeBuffer<'_>,
     entries: &[ProgramCall],
@@ -384,11 +384,8 @@ pub(super) fn clear_sessions(
     let mut cleared = 0_u64;
     for number in entries.iter().chain(exits).filter_map(|call| call.session) {
         let bit = 1_u64.wrapping_shl(number.into());
-        if cleared == 0 {
-            xor_reg32(code, Reg::Rax, Reg::Rax)?;
-        }
         if cleared & bit == 0 {
-            mov_store64(code, session(number), Reg::Rax)?;
+            mov_store_imm64(code, session(number), 0)?;
         }
         cleared |= bit;
     }

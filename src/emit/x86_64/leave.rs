@@ -7,8 +7,8 @@ use super::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
 use crate::emit::context::state;
 use crate::emit::{ExitContext, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, and_imm, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_imm32_sign,
-    mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, ret, sub_imm,
+    Condition, Mem, Reg, and_imm, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_load32,
+    mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm64, mov_store64, pop, push, ret, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -115,7 +115,7 @@ impl Leave<'_> {
         mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
         // A signal handler may come between these two: a free frame below the top does no
         // harm, but a frame above it is the handler's.
-        free_frame(code, Reg::Rbx, Reg::R11)?;
+        free_frame(code, Reg::Rbx)?;
         mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
         pop(code, Reg::Rbp)?;
@@ -195,7 +195,7 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     let again = code.here();
     cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::BASE))?;
     jcc(code, Condition::Below, lost)?;
-    free_frame(code, Reg::Rbx, Reg::R10)?;
+    free_frame(code, Reg::Rbx)?;
     mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
     inc_mem64(code, Mem::at(Reg::Rcx, field::ABANDONED))?;
     sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
@@ -205,14 +205,9 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     Ok(again)
 }
 
-/// Marks `frame` as one that nobody uses. Changes `scratch`.
-pub(super) fn free_frame(
-    code: &mut CodeBuffer<'_>,
-    frame: Reg,
-    scratch: Reg,
-) -> Result<(), EncodeError> {
-    mov_imm32_sign(code, scratch, -1)?;
-    mov_store64(code, frame!(frame, slot), scratch)
+/// Marks `frame` as one that nobody uses.
+pub(super) fn free_frame(code: &mut CodeBuffer<'_>, frame: Reg) -> Result<(), EncodeError> {
+    mov_store_imm64(code, frame!(frame, slot), -1)
 }
 
 /// Fills up to a multiple of 64, a cache line, where a body begins.

@@ -48,7 +48,7 @@ pub use branch::{
 };
 pub use data::{
     lea, lea_rip, mov_imm32, mov_imm32_sign, mov_imm64, mov_load32, mov_load64, mov_load64_fs,
-    mov_reg_reg, mov_store32, mov_store64, pop, push,
+    mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop, push,
 };
 pub use nop::{NOP_MAX, NOP1X5, NOP5, NOP5_CLANG, NOP5_PREFIXED, nop};
 pub use operand::{Condition, Mem, Reg, Scale, Vector};
