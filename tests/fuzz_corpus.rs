@@ -49,6 +49,11 @@ fn entry_body() {
 }
 
 #[test]
+fn layout() {
+    replay("layout", checks::layout::check);
+}
+
+#[test]
 fn slot() {
     replay("slot", checks::slot::check);
 }

@@ -27,6 +27,7 @@
 //! lanes stay as they are until the embedder says, with [`Engine::quiesced`], that every
 //! thread has been seen outside.
 
+mod describe;
 mod edit;
 mod engine;
 mod error;
@@ -53,7 +54,7 @@ pub(crate) use edit::Edit;
 use core::fmt::{Debug, Display};
 
 use crate::emit::ProgramCall;
-use crate::emit::x86_64::{Marks, SideStackPlace};
+use crate::emit::x86_64::{Kept, Marks, SideStackPlace};
 use crate::metadata::TableMemory;
 use crate::patch::{Cores, Text};
 
@@ -89,7 +90,7 @@ pub struct Parts<E: Embedder> {
 }
 
 /// What was emitted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Emitted<'a> {
     /// An image.
@@ -99,8 +100,9 @@ pub enum Emitted<'a> {
         entries: [&'a [ProgramCall]; 2],
         /// The programs that run at the exit, in the order of their attachment.
         exits: &'a [ProgramCall],
-        /// Where its side-stack bodies are, if it has any; it has an
-        /// [`EntryBody`](crate::emit::x86_64::EntryBody) otherwise, or the jump to a replacement.
+        /// Where its bodies for entry and exit are, if it has any. If not, it has an
+        /// [`EntryBody`](crate::emit::x86_64::EntryBody), or without programs the jump to a
+        /// replacement.
         bodies: Option<Marks>,
     },
     /// The thunk of a function without a slot.
@@ -112,6 +114,8 @@ pub enum Emitted<'a> {
     ExitThunk {
         /// The index of its function.
         index: u32,
+        /// Where the caller's return address is while the function runs.
+        kept: Kept,
     },
 }
 

@@ -105,7 +105,8 @@ impl<E: Embedder> Engine<E> {
         let of_class = of_class.ok_or_else(unknown)?;
         let (layout, from) = (of_class.layout, if had == 0 { of_class.empty } else { had });
         let old = self.sets.get(from).ok_or_else(unknown)?;
-        let leads = |number, set: &Set| Leads { set: number, form: set.form, image: set.enter };
+        let leads =
+            |number, set: &Set| Leads { set: number, form: set.form, image: set.bodies.enter };
         let old_leads = leads(from, old);
         let next = if old.stamp == self.edits {
             old.next

@@ -11,7 +11,7 @@ use super::error::HostError;
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Allocation, Arena, MemoryError, Reservation};
 use super::text::HostText;
-use super::unwind::{self, Registered};
+use super::unwind::Tables;
 use super::visible::{Naming, Visible};
 use crate::attach::{Embedder, Emitted, ImageMemory, Region};
 use crate::metadata::TableMemory;
@@ -38,6 +38,8 @@ pub struct HostImages {
     regions: Vec<Vec<Arena>>,
     /// What has been given out, by the address where it runs.
     allocations: BTreeMap<u64, Placed>,
+    /// What unwinders know of it.
+    unwind: Tables,
     /// Who is shown it.
     pub(super) visible: Visible,
 }
@@ -47,8 +49,8 @@ struct Placed {
     region: Region,
     arena: usize,
     allocation: Allocation,
-    /// What unwinders know of it.
-    unwind: Option<Registered>,
+    /// Whether unwinders know of it.
+    told: bool,
 }
 
 impl HostImages {
@@ -72,6 +74,7 @@ impl HostImages {
         let arenas = self.regions.get_mut(usize::from(region.0)).map(core::mem::take);
         let arenas = arenas.unwrap_or_default();
         for arena in &arenas {
+            self.unwind.remove(&arena.range());
             self.visible.gone(&arena.range());
         }
         arenas
@@ -115,7 +118,7 @@ unsafe impl ImageMemory for HostImages {
             match arena.allocate(size, ALIGN) {
                 Ok(allocation) => {
                     let address = allocation.run();
-                    let placed = Placed { region, arena: number, allocation, unwind: None };
+                    let placed = Placed { region, arena: number, allocation, told: false };
                     self.allocations.insert(address, placed);
                     return Ok(address);
                 }
@@ -133,21 +136,19 @@ unsafe impl ImageMemory for HostImages {
     }
 
     fn emitted(&mut self, address: u64, code: &[u8], what: Emitted<'_>) {
-        if let Some((_, placed)) = self.allocations.range_mut(..=address).next_back()
-            && placed.unwind.is_none()
+        if let Some((&start, placed)) = self.allocations.range_mut(..=address).next_back()
+            && !core::mem::replace(&mut placed.told, true)
         {
-            // Thunks share memory: the table of the first one is that of all that will stand there.
-            let size = match what {
-                Emitted::Image { .. } => code.len(),
-                Emitted::EntryThunk { .. } | Emitted::ExitThunk { .. } => placed.allocation.size(),
-            };
-            placed.unwind = Some(Registered::new(&unwind::table(address, size, what)));
+            let memory = start..start + placed.allocation.size() as u64;
+            self.unwind.add(memory, address..address + code.len() as u64, what);
         }
         self.visible.emitted(address, code, what);
     }
 
     unsafe fn free(&mut self, address: u64, size: usize) {
-        self.visible.gone(&(address..address + size as u64));
+        let range = address..address + size as u64;
+        self.unwind.remove(&range);
+        self.visible.gone(&range);
         let Some(Placed { region, arena, allocation, .. }) = self.allocations.remove(&address)
         else {
             return;

@@ -170,6 +170,35 @@ impl Process {
         }
     }
 
+    /// Says how many arguments these functions have on the stack, in words of 8 bytes, or that
+    /// it is not known, which is so at first. Programs at the exit of functions of which it is
+    /// known keep all they need on the ordinary stack: threads may switch stacks inside of
+    /// them, and no call is too deep.
+    ///
+    /// The psABI (3.2.3) puts on the stack what does not fit into six integer and eight vector
+    /// registers, structures of more than 16 bytes, and `long double`. Of functions with a
+    /// variable number of arguments it is not known.
+    ///
+    /// # Safety
+    /// No function of the selection has more words of arguments on the stack than that, and its
+    /// callers have as many there: a number that is too large reads and copies what is above.
+    ///
+    /// # Errors
+    /// [`AttachError`], if one of the functions has programs.
+    pub unsafe fn set_stack_arguments(
+        &self,
+        functions: &Functions,
+        words: Option<u8>,
+    ) -> Result<(), AttachError> {
+        let ids = functions.ids();
+        self.shared.locked(|state| {
+            state.operate(&ids, |engine, _| {
+                // SAFETY: the caller's contract is the same.
+                unsafe { engine.set_stack_arguments(&ids, words) }
+            })
+        })
+    }
+
     /// What programs at the exit of functions did not see.
     #[must_use]
     pub fn missed(&self) -> Missed {

@@ -114,7 +114,9 @@ extern "C" fn make() -> *mut SideStack {
     side_stack
 }
 
-/// Takes over the side stack of a thread that has ended.
+/// Takes over the side stack of a thread that has ended: the first in the list. A new one becomes
+/// the first. So what is left in those of other threads that have ended is behind this thread's,
+/// and an unwinder that looks for a slot of this thread's stack comes upon this thread's first.
 fn take() -> Option<NonNull<SideStack>> {
     let (own, pid) = (gettid().as_raw_nonzero().get(), getpid().as_raw_nonzero().get());
     let mut asked = 0;

@@ -197,6 +197,7 @@ impl State {
                 layout: function.layout,
                 nop: function.nop,
                 region,
+                stack_arguments: None,
             })?);
         }
         let own = own_functions(&module);
@@ -326,6 +327,9 @@ impl State {
         }
         let function = match &cause {
             Cause::TooManyPrograms { entry }
+            | Cause::TooManySessions { entry }
+            | Cause::Replaced { entry }
+            | Cause::Attached { entry }
             | Cause::NotAttached { entry }
             | Cause::NotPrepared { entry } => self.name_at(*entry),
             Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),

@@ -6,12 +6,13 @@ use core::ops::Range;
 use core::ptr;
 use std::backtrace::Backtrace;
 use std::panic::{catch_unwind, resume_unwind};
-use std::sync::{Barrier, OnceLock};
+use std::sync::{Barrier, Mutex, OnceLock};
 
 use fentry::host::{Program, SIDE_STACK_DEPTH};
 
 use crate::hooked::{Hooked, emitted, emitted_since, is_in, runs, within};
 use crate::is_alone;
+use crate::support::{process, settle};
 use crate::walk::{addresses, step};
 
 fn load(name: &str) -> Hooked {
@@ -306,6 +307,50 @@ fn a_thread_that_ends_in_the_origin_unwinds_to_its_start() {
     assert_eq!(result.addr(), 42);
 }
 
+/// More thunks than are emitted into one piece of memory, made and freed in turn.
+#[test]
+fn many_thunks_lead_to_their_callers_whichever_others_come_and_go() {
+    const FUNCTIONS: usize = 200;
+    let mut source = String::from(
+        "typedef void (*callback)(long); callback call_back;
+        void set_callback(callback back) { call_back = back; }\n",
+    );
+    for number in 0..FUNCTIONS {
+        source += &format!(
+            "__attribute__((patchable_function_entry(21, 16))) long f_{number}(long n)
+            {{ call_back(n); return n + {number}; }}
+            long drive_{number}(long n) {{ long a = f_{number}(n); return a * 2; }}\n"
+        );
+    }
+    let hooked = Hooked::load("many", &source, "c", FUNCTIONS);
+    hooked.call_back(look);
+    let check = |attached: usize| {
+        let emitted = emitted();
+        for number in 0..FUNCTIONS {
+            let (result, traces) = seen(hooked.driver(&format!("drive_{number}")), 1);
+            assert_eq!((result, traces.len()), (2 * (1 + number as i64), 1));
+            let mut callers =
+                traces[0].iter().skip_while(|at| !is_in(**at, &format!("f_{number}")));
+            callers.next();
+            let thunk = callers.clone().next().is_some_and(|address| within(&emitted, *address));
+            assert_eq!(thunk, attached > 0, "{number} of {attached} links: {:x?}", traces[0]);
+            let caller = callers.nth(usize::from(thunk)).expect("somebody has called it");
+            assert!(is_in(*caller, &format!("drive_{number}")), "{number}: {:x?}", traces[0]);
+        }
+    };
+    check(0);
+    let mut links = Vec::new();
+    for attached in 1..=4 {
+        links.push(hooked.hook(look_from_program));
+        check(attached);
+    }
+    for (attached, link) in (0..4).rev().zip(links) {
+        link.detach().expect("an attached link detaches");
+        settle(process());
+        check(attached);
+    }
+}
+
 /// A thread that ended with frames on its side stack had the same stack that another has now.
 #[test]
 fn what_threads_have_left_behind_is_nobody_elses_caller() {
@@ -315,34 +360,36 @@ fn what_threads_have_left_behind_is_nobody_elses_caller() {
     let hooked = load("left-behind");
     hooked.call_back(look);
     let drive = hooked.driver("drive_maybe");
-    let trace = || {
-        let (result, traces) = seen(drive, 0);
-        assert_eq!((result, traces.len()), (2, 1));
-        traces
+    let traces = Mutex::new(Vec::new());
+    // The same code, so that the function's return address is in the same place.
+    let work = |leave: i64| {
+        let (result, seen) = seen(drive, leave);
+        if leave == 1 {
+            assert_eq!(result, 7);
+            ALL_LEFT.wait();
+        } else {
+            assert_eq!(result, 2);
+            traces.lock().expect("nobody panicked").extend(seen);
+        }
     };
-    let in_threads = |work: &(dyn Fn() + Sync)| {
+    let in_threads = |threads: usize, leave: i64| {
         std::thread::scope(|scope| {
-            for _ in 0..THREADS {
-                scope.spawn(work);
+            for _ in 0..threads {
+                scope.spawn(|| work(leave));
             }
         });
+        core::mem::take(&mut *traces.lock().expect("nobody panicked"))
     };
-    let expected = std::sync::Mutex::new(None);
-    in_threads(&|| *expected.lock().expect("nobody panicked") = trace().pop());
-    let expected = expected.into_inner().expect("nobody panicked").expect("they ran");
+    let expected = in_threads(1, 0).remove(0);
     let _link = hooked.hook(look_from_program);
     let emitted = emitted();
     for _ in 0..8 {
-        in_threads(&|| {
-            assert_eq!(drive(1), 7);
-            ALL_LEFT.wait();
-        });
-        in_threads(&|| {
-            let mut trace = trace().remove(0);
+        in_threads(THREADS, 1);
+        // Few of these take over the side stack of the thread whose stack they have.
+        for mut trace in in_threads(3, 0) {
             trace.retain(|address| !within(&emitted, *address));
-            // Up to who has called the driver.
-            assert_eq!(trace[..6], expected[..6]);
-        });
+            assert_eq!(trace, expected);
+        }
     }
 }
 

@@ -3,5 +3,6 @@
 pub mod encode;
 pub mod entry_body;
 mod input;
+pub mod layout;
 mod machine;
 pub mod slot;

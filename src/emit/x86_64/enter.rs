@@ -4,8 +4,8 @@ use super::entry::{
     VECTOR_ARGUMENTS, align_stack, call_anywhere, call_program, forget_return_address,
     restore_vectors, save_vectors,
 };
-use super::exit_thunk::ENTER_TO_EXIT;
-use super::leave::{Bodies, Leave, Part, Return, align, frame, free_frame, session, unless};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::leave::{Leave, Part, Return, align, frame, free_frame, session, unless};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
 use super::unwind::Marks;
 use crate::emit::context::state;
@@ -71,7 +71,7 @@ impl SideStackBodies<'_> {
     }
 
     /// As [`emit`](Self::emit), with what an
-    /// [unwind table](super::UnwindTable::of_side_stack_bodies) has to know.
+    /// [unwind table](super::UnwindTable::of_bodies) has to know.
     ///
     /// # Errors
     /// As those of [`emit`](Self::emit).
@@ -84,7 +84,7 @@ impl SideStackBodies<'_> {
             back: Return::Ret,
         }
         .emit(code)?;
-        let (enter, skip) = Enter {
+        let (enter, skip_until) = Enter {
             form: Form::Thunk { functions: self.functions, modify: self.modify },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -92,7 +92,7 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Marks { start, exit, enter, skip })
+        Ok(Marks { start, exit, enter, skip_until, kept: Kept::OnSideStack })
     }
 }
 
@@ -125,6 +125,8 @@ pub(super) struct Enter<'a> {
 
 /// The registers that the body works with, in the order in which they are saved.
 const WORKING: [Reg; 3] = [Reg::Rax, Reg::Rbx, Reg::R10];
+/// Bytes that restoring what is saved after `rbx` takes, and `rbp` after it.
+const AFTER_RBX: u64 = 2;
 /// The registers that hold arguments, in the order of the frame.
 pub(super) const ARGUMENTS: [Reg; 6] = [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9];
 
@@ -160,10 +162,13 @@ struct Aside {
     stale: u64,
     /// A program's result, in `rax`, is what the function returns.
     skip: u64,
+    /// Up to here in that, `rbx` is the frame.
+    skip_until: u64,
 }
 
 impl Enter<'_> {
-    /// Emits the body. Gives where it is, and where what skips the origin begins.
+    /// Emits the body. Gives where it is, and up to where in what skips the origin `rbx` is
+    /// the frame.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
         // What seldom runs goes on in the middle of the body: a first attempt elsewhere shows
         // where that is.
@@ -181,9 +186,10 @@ impl Enter<'_> {
         // Neither zero nor a carry comes of it.
         test_reg(code, Reg::Rsp, Reg::Rsp)?;
         restore_working(code)?;
+        let until = code.here() - AFTER_RBX;
         ret(code)?;
         int3(code)?;
-        Ok((Part { start, found, end: code.here() }, aside.skip))
+        Ok((Part { start, found, until, end: code.here() }, aside.skip_until))
     }
 
     /// Finds the side stack and looks at the last frame.
@@ -334,18 +340,20 @@ impl Enter<'_> {
             }
         };
         let skip = code.here();
+        let mut skip_until = skip;
         if !self.form.modify().is_empty() {
             forget_return_address(code)?;
             mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             lea(code, Reg::Rsp, SAVED)?;
             restore_working(code)?;
+            skip_until = code.here() - AFTER_RBX;
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
             ret(code)?;
             int3(code)?;
         }
-        Ok(Aside { no_side_stack, full, stale, skip })
+        Ok(Aside { no_side_stack, full, stale, skip, skip_until })
     }
 }
 

@@ -169,7 +169,7 @@ impl Visible {
                 let calls = entries.into_iter().flatten().chain(exits);
                 What::Image(calls.map(|call| call.target).collect())
             }
-            Emitted::EntryThunk { index } | Emitted::ExitThunk { index } => What::Thunk(index),
+            Emitted::EntryThunk { index } | Emitted::ExitThunk { index, .. } => What::Thunk(index),
         };
         self.nameless.push(Nameless { address, code: code.into(), what, unwind });
     }

@@ -45,8 +45,11 @@ pub(super) struct Expression {
 }
 
 /// Where an unwinder finds the side stacks of all threads: in a list whose elements are never
-/// freed. A side stack of a thread that has ended has no frame in use by the time the memory of
-/// that thread's stack is another's.
+/// freed.
+///
+/// A side stack whose thread has ended may have frames, with slots in memory that is another
+/// thread's stack now. It stands behind the side stack of that other thread, whose frames are
+/// found first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SideStackList {
     /// The address of a pointer to the first element, null if there is none.
@@ -115,6 +118,10 @@ impl Expression {
 
     pub(super) fn round_down_to_word(&mut self) {
         self.add(&[LIT + 7, NOT, AND]);
+    }
+
+    pub(super) fn drop(&mut self) {
+        self.add(&[DROP]);
     }
 
     pub(super) fn load(&mut self) {

@@ -159,20 +159,6 @@ impl Rows<'_> {
         self.cfa(RBP, 2 * WORD);
     }
 
-    /// While `rbp` is the exit body's.
-    pub(super) fn in_leave_body(&mut self) {
-        self.cfa(RBP, 3 * WORD);
-        self.saved(RBX, 2 * WORD);
-        self.saved(RBP, 3 * WORD);
-    }
-
-    /// While `rbp` is the enter body's, and what it works with is saved.
-    pub(super) fn in_enter_body(&mut self) {
-        self.cfa(RBP, 2 * WORD);
-        self.saved(RBP, 2 * WORD);
-        self.saved(RBX, 4 * WORD);
-    }
-
     fn block(&mut self, expression: &Expression) {
         let bytes = expression.as_bytes();
         // LEB128 of up to 14 bits.
