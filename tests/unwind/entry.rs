@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use fentry::host::Program;
 
-use crate::hooked::{Hooked, emitted, emitted_since, is_in, within};
+use crate::hooked::{Hooked, emitted, is_in, within};
 use crate::is_alone;
 use crate::support::{process, settle};
 use crate::walk::{addresses, step};
@@ -88,13 +88,12 @@ fn backtraces_name_the_function_and_its_caller() {
 
 #[test]
 fn every_instruction_of_image_and_thunk_leads_to_the_caller() {
-    let before = emitted();
     attached(
         "unwind-step",
         || {},
         |functions, function| {
             let driver = format!("drive_{function}");
-            let watched = emitted_since(&before, functions.address(&driver));
+            let watched = functions.emitted(function);
             // SAFETY: a driver, which may be called with any number.
             let (_, steps) = unsafe { step(functions.address(&driver), 1, &watched) };
             assert!(steps.len() > 30, "{} instructions", steps.len());

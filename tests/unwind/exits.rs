@@ -6,17 +6,74 @@ use core::ops::Range;
 use core::ptr;
 use std::backtrace::Backtrace;
 use std::panic::{catch_unwind, resume_unwind};
-use std::sync::{Barrier, Mutex, OnceLock};
+use std::sync::{Barrier, Mutex};
 
 use fentry::host::{Program, SIDE_STACK_DEPTH};
 
-use crate::hooked::{Hooked, emitted, emitted_since, is_in, runs, within};
+use crate::hooked::{Hooked, emitted, is_in, runs, within};
 use crate::is_alone;
 use crate::support::{process, settle};
 use crate::walk::{addresses, step};
 
+/// The forms that keep the caller's return address in different places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    SideStack,
+    Frame,
+}
+
+thread_local! {
+    /// That of the test that runs on this thread.
+    static FORM: Cell<Form> = const { Cell::new(Form::SideStack) };
+}
+
+/// Makes tests of these functions: one for each form.
+macro_rules! in_both_forms {
+    ($($test:ident,)*) => {
+        mod side_stack {
+            $(#[test]
+            fn $test() {
+                super::$test();
+            })*
+        }
+
+        mod frame {
+            $(#[test]
+            fn $test() {
+                super::FORM.set(super::Form::Frame);
+                super::$test();
+            })*
+        }
+    };
+}
+
+in_both_forms! {
+    a_backtrace_in_the_origin_goes_on_in_the_caller,
+    a_backtrace_after_tail_calls_goes_on_in_the_caller,
+    a_backtrace_goes_through_hooked_functions_at_any_depth,
+    programs_see_the_function_and_its_callers,
+    every_instruction_of_thunk_and_bodies_leads_to_the_caller,
+    every_instruction_of_a_skipped_function_leads_to_the_caller,
+    cpp_exceptions_pass_and_are_accounted_for,
+    rust_panics_pass_and_are_accounted_for,
+    longjmp_leaves_the_side_stack_right,
+    a_thread_that_ends_in_the_origin_unwinds_to_its_start,
+    many_thunks_lead_to_their_callers_whichever_others_come_and_go,
+    what_threads_have_left_behind_is_nobody_elses_caller,
+    threads_find_their_own_callers,
+}
+
+/// Loads functions for this test's form.
+fn load_source(name: &str, source: &str, extension: &str, functions: usize) -> Hooked {
+    let form = FORM.get();
+    let hooked = Hooked::load(&format!("{name}-{form:?}"), source, extension, functions);
+    // The last two arguments of `many`.
+    hooked.set_stack_arguments((form == Form::Frame).then_some(2));
+    hooked
+}
+
 fn load(name: &str) -> Hooked {
-    Hooked::load(name, include_str!("exits.cc"), "cc", 10)
+    load_source(name, include_str!("exits.cc"), "cc", 10)
 }
 
 thread_local! {
@@ -52,44 +109,42 @@ fn compare(driver: &str, argument: i64, thunks: usize) {
     let traces: Vec<_> = [false, true]
         .into_iter()
         .map(|hook| {
-            let _hooks = hook.then(|| hooked.hook(look_from_program));
+            let _link = hook.then(|| hooked.hook(look_from_program));
             seen(drive, argument)
         })
         .collect();
     let [(unhooked_result, unhooked), (result, traced)] = &traces[..] else { unreachable!() };
     assert_eq!(result, unhooked_result);
     let ([unhooked], [traced]) = (&unhooked[..], &traced[..]) else { panic!("looked at once") };
+    let emitted = emitted();
     let (own, rest): (Vec<usize>, Vec<usize>) =
-        traced.iter().copied().partition(|address| within(&emitted(), *address));
+        traced.iter().copied().partition(|address| within(&emitted, *address));
     assert_eq!(rest, *unhooked, "{driver}: emitted code at {own:x?}");
     assert_eq!(own.len(), thunks, "{driver}: {own:x?}");
 }
 
-#[test]
 fn a_backtrace_in_the_origin_goes_on_in_the_caller() {
     compare("drive_leaf", 3, 1);
     compare("drive_many", 3, 1);
 }
 
-#[test]
 fn a_backtrace_after_tail_calls_goes_on_in_the_caller() {
-    // Three hooked functions with one return address: one thunk is returned to.
-    compare("drive_tail", 3, 1);
+    // Three hooked functions with one return address. On a side stack, one thunk is returned to;
+    // frames return to each other.
+    compare("drive_tail", 3, if FORM.get() == Form::Frame { 3 } else { 1 });
 }
 
-#[test]
 fn a_backtrace_goes_through_hooked_functions_at_any_depth() {
     for depth in 0..40 {
         compare("drive_down", depth, depth as usize + 1);
     }
 }
 
-#[test]
 fn programs_see_the_function_and_its_callers() {
     let hooked = load("programs");
     hooked.call_back(look);
     let drive = hooked.driver("drive_quiet");
-    let _hooks = hooked.hook(look_from_program);
+    let _link = hooked.hook(look_from_program);
     FROM_PROGRAMS.set(true);
     let (result, traces) = seen(drive, 5);
     FROM_PROGRAMS.set(false);
@@ -138,13 +193,11 @@ fn step_through(
 
 extern "C-unwind" fn nothing(_: i64) {}
 
-#[test]
 fn every_instruction_of_thunk_and_bodies_leads_to_the_caller() {
     let hooked = load("step");
     hooked.call_back(nothing);
-    let before = emitted();
     let _link = hooked.hook(look_from_program);
-    let emitted = emitted_since(&before, hooked.address("drive_quiet"));
+    let emitted = hooked.emitted("quiet");
     let functions = (&hooked, &emitted);
     // The first call makes the side stack.
     for _ in 0..2 {
@@ -157,13 +210,11 @@ fn every_instruction_of_thunk_and_bodies_leads_to_the_caller() {
     step_through(functions, "drive_landing", &["landing", "jumper"], 3);
 }
 
-#[test]
 fn every_instruction_of_a_skipped_function_leads_to_the_caller() {
     let hooked = load("step-skip");
     hooked.call_back(nothing);
-    let before = emitted();
     let _link = hooked.attach(Program::modify_return(|_, _| 40));
-    let emitted = emitted_since(&before, hooked.address("drive_quiet"));
+    let emitted = hooked.emitted("quiet");
     assert_eq!(hooked.driver("drive_quiet")(1), 80);
     step_through((&hooked, &emitted), "drive_quiet", &["quiet"], 1);
 }
@@ -186,9 +237,8 @@ fn every_instruction_of_an_unhooked_call_leads_to_the_caller() {
 
     let hooked = load("step-full");
     hooked.call_back(step_inside);
-    let before = emitted();
     let _link = hooked.hook(look_from_program);
-    let emitted = emitted_since(&before, hooked.address("drive_quiet"));
+    let emitted = hooked.emitted("quiet");
     let down = hooked.driver("drive_down");
     INNER.set(Some((hooked, emitted)));
     let depth = u64::from(SIDE_STACK_DEPTH);
@@ -196,14 +246,13 @@ fn every_instruction_of_an_unhooked_call_leads_to_the_caller() {
     assert_eq!(runs(), (depth, depth));
 }
 
-#[test]
 fn cpp_exceptions_pass_and_are_accounted_for() {
     let hooked = load("throw");
     let (throw, guards) = (hooked.driver("drive_throw"), hooked.driver("guards_run"));
     let quiet = hooked.driver("drive_quiet");
     let unhooked = throw(5);
     assert_eq!((unhooked, guards(0)), (1005, 6));
-    let _hooks = hooked.hook(look_from_program);
+    let _link = hooked.hook(look_from_program);
     for round in 1..=20 {
         assert_eq!(throw(5), unhooked);
         assert_eq!(guards(0), 6 * (round + 1), "what is left is destroyed");
@@ -212,7 +261,6 @@ fn cpp_exceptions_pass_and_are_accounted_for() {
     assert_eq!(runs(), (20 * 7, 20));
 }
 
-#[test]
 fn rust_panics_pass_and_are_accounted_for() {
     extern "C-unwind" fn panics(_: i64) {
         resume_unwind(Box::new("thrown in the origin"));
@@ -221,7 +269,7 @@ fn rust_panics_pass_and_are_accounted_for() {
     let hooked = load("panic");
     hooked.call_back(panics);
     let (down, quiet) = (hooked.driver("drive_down"), hooked.driver("drive_quiet"));
-    let _hooks = hooked.hook(look_from_program);
+    let _link = hooked.hook(look_from_program);
     for _ in 0..20 {
         let caught = catch_unwind(|| down(5)).expect_err("it panics");
         assert_eq!(caught.downcast_ref(), Some(&"thrown in the origin"));
@@ -230,13 +278,12 @@ fn rust_panics_pass_and_are_accounted_for() {
     assert_eq!(runs(), (20 * 7, 20));
 }
 
-#[test]
 fn longjmp_leaves_the_side_stack_right() {
     let hooked = load("jump");
     hooked.call_back(look);
     let (jump, quiet) = (hooked.driver("drive_jump"), hooked.driver("drive_quiet"));
     let leaf = hooked.driver("drive_leaf");
-    let _hooks = hooked.hook(look_from_program);
+    let _link = hooked.hook(look_from_program);
     for _ in 0..20 {
         assert_eq!(jump(5), 7);
         // Frames that were left behind are not taken for a caller's.
@@ -267,16 +314,13 @@ fn backtraces_name_the_function_and_its_caller() {
     hooked.call_back(capture);
     let drive = hooked.driver("drive_many");
     let unhooked = drive(2);
-    let _hooks = hooked.hook(look_from_program);
+    let _link = hooked.hook(look_from_program);
     assert_eq!(drive(2), unhooked);
 }
 
-/// As [`libc::pthread_create`] wants it: a thread that Rust knows nothing of, because it ends by
-/// unwinding, which Rust's own would not survive.
-#[test]
+/// A thread that Rust knows nothing of, because it ends by unwinding, which Rust's own would not
+/// survive.
 fn a_thread_that_ends_in_the_origin_unwinds_to_its_start() {
-    static DRIVER: OnceLock<extern "C-unwind" fn(i64) -> i64> = OnceLock::new();
-
     extern "C-unwind" fn exit(_: i64) {
         unsafe extern "C-unwind" {
             fn pthread_exit(value: *mut c_void) -> !;
@@ -285,15 +329,17 @@ fn a_thread_that_ends_in_the_origin_unwinds_to_its_start() {
         unsafe { pthread_exit(ptr::without_provenance_mut(42)) }
     }
 
-    extern "C-unwind" fn start(_: *mut c_void) -> *mut c_void {
-        DRIVER.get().expect("set before")(5);
+    extern "C-unwind" fn start(drive: *mut c_void) -> *mut c_void {
+        // SAFETY: the driver that is passed on below.
+        let drive: extern "C-unwind" fn(i64) -> i64 = unsafe { core::mem::transmute(drive) };
+        drive(5);
         ptr::null_mut()
     }
 
     let hooked = load("exit");
     hooked.call_back(exit);
-    DRIVER.set(hooked.driver("drive_down")).expect("set once");
-    let _hooks = hooked.hook(look_from_program);
+    let drive = hooked.driver("drive_down") as *mut c_void;
+    let _link = hooked.hook(look_from_program);
     let mut result = ptr::null_mut();
     // SAFETY: `start` has this type but for its ABI, which lets a forced unwinding pass; the
     // thread is joined.
@@ -301,14 +347,13 @@ fn a_thread_that_ends_in_the_origin_unwinds_to_its_start() {
         let start: extern "C" fn(*mut c_void) -> *mut c_void =
             core::mem::transmute(start as extern "C-unwind" fn(*mut c_void) -> *mut c_void);
         let mut thread = 0;
-        assert_eq!(libc::pthread_create(&raw mut thread, ptr::null(), start, ptr::null_mut()), 0);
+        assert_eq!(libc::pthread_create(&raw mut thread, ptr::null(), start, drive), 0);
         assert_eq!(libc::pthread_join(thread, &raw mut result), 0);
     }
     assert_eq!(result.addr(), 42);
 }
 
 /// More thunks than are emitted into one piece of memory, made and freed in turn.
-#[test]
 fn many_thunks_lead_to_their_callers_whichever_others_come_and_go() {
     const FUNCTIONS: usize = 200;
     let mut source = String::from(
@@ -322,7 +367,7 @@ fn many_thunks_lead_to_their_callers_whichever_others_come_and_go() {
             long drive_{number}(long n) {{ long a = f_{number}(n); return a * 2; }}\n"
         );
     }
-    let hooked = Hooked::load("many", &source, "c", FUNCTIONS);
+    let hooked = load_source("many", &source, "c", FUNCTIONS);
     hooked.call_back(look);
     let check = |attached: usize| {
         let emitted = emitted();
@@ -352,7 +397,6 @@ fn many_thunks_lead_to_their_callers_whichever_others_come_and_go() {
 }
 
 /// A thread that ended with frames on its side stack had the same stack that another has now.
-#[test]
 fn what_threads_have_left_behind_is_nobody_elses_caller() {
     const THREADS: usize = 16;
     static ALL_LEFT: Barrier = Barrier::new(THREADS);
@@ -393,7 +437,6 @@ fn what_threads_have_left_behind_is_nobody_elses_caller() {
     }
 }
 
-#[test]
 fn threads_find_their_own_callers() {
     const THREADS: usize = 12;
     static ALL_INSIDE: Barrier = Barrier::new(THREADS);
@@ -408,7 +451,7 @@ fn threads_find_their_own_callers() {
     let hooked = load("threads");
     hooked.call_back(look_together);
     let down = hooked.driver("drive_down");
-    let _hooks = hooked.hook(look_from_program);
+    let _link = hooked.hook(look_from_program);
     std::thread::scope(|scope| {
         for depth in 0..THREADS {
             scope.spawn(move || {

@@ -31,6 +31,7 @@ impl Hooked {
             compiler: Compiler::Gcc,
             flags: &[
                 "-O2",
+                "-fcf-protection=none",
                 "-falign-functions=16",
                 "-fno-inline",
                 "-fno-ipa-cp",
@@ -55,12 +56,33 @@ impl Hooked {
         self.object.address(name)
     }
 
+    /// The memory with what was emitted for a function that has programs: where its patch site
+    /// leads.
+    pub fn emitted(&self, function: &str) -> Range<usize> {
+        let site = self.address(function);
+        // SAFETY: five bytes of text that stays loaded.
+        let [opcode, displacement @ ..] = unsafe { *(site as *const [u8; 5]) };
+        assert!(matches!(opcode, 0xe8 | 0xe9), "a call or a jump: {opcode:#x}");
+        let target = (site + 5).wrapping_add_signed(i32::from_le_bytes(displacement) as isize);
+        let all = emitted();
+        let found = all.iter().find(|range| range.contains(&(target as u64)));
+        let found = found.expect("it leads to emitted code");
+        found.start as usize..found.end as usize
+    }
+
     /// What the functions that call back call.
     pub fn call_back(&self, back: extern "C-unwind" fn(i64)) {
         // SAFETY: its type in the source.
         let set: extern "C" fn(extern "C-unwind" fn(i64)) =
             unsafe { self.object.function("set_callback") };
         set(back);
+    }
+
+    /// Says how many arguments all functions have on the stack, at the most.
+    pub fn set_stack_arguments(&self, words: Option<u8>) {
+        // SAFETY: none has more, and each is called by a function with a larger frame.
+        unsafe { process().set_stack_arguments(&self.functions, words) }
+            .expect("nothing is attached");
     }
 
     /// Attaches a program to all functions.
@@ -95,16 +117,6 @@ pub fn emitted() -> Vec<Range<u64>> {
     })
     .expect("/proc is mounted");
     found
-}
-
-/// Where code was emitted since, for the functions around `address`.
-pub fn emitted_since(before: &[Range<u64>], address: usize) -> Range<usize> {
-    let all = emitted();
-    let new = all.iter().filter(|range| !before.contains(range));
-    // Other tests have theirs.
-    let nearest = new.min_by_key(|range| range.start.abs_diff(address as u64));
-    let nearest = nearest.expect("something was emitted");
-    nearest.start as usize..nearest.end as usize
 }
 
 /// Whether an address is in one of these ranges.

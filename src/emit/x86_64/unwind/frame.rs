@@ -1,12 +1,9 @@
 //! Frame bodies and their thunks: `rbp` leads to the caller's, and to its return address above it,
 //! as in any function with a frame pointer.
 
-use core::mem::offset_of;
-
 use super::expression::Expression;
 use super::table::{RBP, RBX, RSP, Rows, UnwindTable};
 use super::{Marks, SLOT, hooked_function};
-use crate::emit::ExitContext;
 use crate::emit::x86_64::exit_thunk::{EXIT_THUNK_SIZE, FRAMED};
 
 /// The rows of exit thunks.
@@ -42,11 +39,9 @@ pub(super) fn exit_thunks(rows: &mut Rows<'_>) {
 pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks) {
     let (exit, enter) = (&marks.exit, &marks.enter);
     let function = hooked_function();
-    let mut on_stack = Expression::new();
-    on_stack.load_at(RSP, 0);
 
     // Filling.
-    table.of(marks.start..exit.start).end();
+    table.jumps(marks.start..exit.start);
 
     let mut rows = table.of(exit.start..exit.end);
     rows.cfa(RBP, 16);
@@ -70,34 +65,28 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks) {
     in_body(&mut rows);
     rows.return_address_is(&function);
     rows.at(marks.skip_until);
-    rows.same(RBX);
-    rows.return_address_is(&on_stack);
+    to_thunk(&mut rows);
     rows.end();
 
+    // Called by the thunk, where nothing tells that the frame is not yet made: the thunk is left
+    // out until then.
     let mut rows = table.of(enter.start..enter.end);
+    rows.cfa(RSP, 16);
     // push rbx
     rows.advance(1);
-    rows.cfa(RSP, 16);
-    rows.saved(RBX, 16);
+    rows.cfa(RSP, 24);
+    rows.saved(RBX, 24);
     // mov rbx, [rsp + 8]; mov [rsp + 8], rbp
     rows.advance(10);
-    rows.saved(RBP, 8);
-    let mut in_rbx = Expression::new();
-    in_rbx.register(RBX);
-    rows.return_address_is(&in_rbx);
+    rows.saved(RBP, 16);
     // lea rbp, [rsp + 8]
     rows.advance(5);
-    in_body(&mut rows);
-    // lea rsp, [rsp - 176]; mov [rsp + 96], rbx; mov rbx, rsp
-    rows.advance(16);
-    let mut through = Expression::new();
-    through.load_at(RBX, offset_of!(ExitContext, through) as i32);
-    rows.return_address_is(&through);
+    rows.cfa(RBP, 16);
     rows.at(enter.found);
+    in_body(&mut rows);
     rows.return_address_is(&function);
     rows.at(enter.until);
-    rows.same(RBX);
-    rows.return_address_is(&on_stack);
+    to_thunk(&mut rows);
     rows.end();
 }
 
@@ -106,4 +95,13 @@ fn in_body(rows: &mut Rows<'_>) {
     rows.cfa(RBP, 8);
     rows.saved(RBP, 8);
     rows.saved(RBX, 16);
+}
+
+/// When the thunk's return address is on top of the stack, and `rbp` is its as well.
+fn to_thunk(rows: &mut Rows<'_>) {
+    let mut on_stack = Expression::new();
+    on_stack.load_at(RSP, 0);
+    rows.same(RBX);
+    rows.same(RBP);
+    rows.return_address_is(&on_stack);
 }

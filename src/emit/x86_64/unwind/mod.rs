@@ -60,7 +60,7 @@ impl UnwindTable {
     #[must_use]
     pub fn of_jumps(address: u64, size: usize) -> Self {
         let mut table = Self::new();
-        table.of(address..address + size as u64).end();
+        table.jumps(address..address + size as u64);
         table.end();
         table
     }
@@ -92,7 +92,7 @@ impl UnwindTable {
     #[must_use]
     pub fn of_bodies(image: u64, marks: &Marks, side_stacks: &SideStackList) -> Self {
         let mut table = Self::new();
-        table.of(image..marks.start).end();
+        table.jumps(image..marks.start);
         match marks.kept {
             Kept::OnSideStack => side_stack::bodies(&mut table, marks, side_stacks),
             Kept::OnStack => frame::bodies(&mut table, marks),

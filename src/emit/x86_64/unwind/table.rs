@@ -56,6 +56,14 @@ impl UnwindTable {
         Rows { start, here: code.start, end: code.end, table: self }
     }
 
+    /// An FDE of code that leaves the stack as it is, if there is any: an unwinder that looks for
+    /// an address among FDEs may stop at an empty one.
+    pub(super) fn jumps(&mut self, code: Range<u64>) {
+        if !code.is_empty() {
+            self.of(code).end();
+        }
+    }
+
     pub(super) fn end(&mut self) {
         self.add(&[0; 4]);
     }
