@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The guest's tool.
+ *
+ *   guest select COUNT [GLOB]   has the module select COUNT functions, spread over the
+ *                               kernel's text, of those that every way of attaching can
+ *                               attach to
+ *   guest row WAY COUNT         attaches to COUNT such functions, measures, detaches; WAY is
+ *                               one of `ways` below
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "guest.h"
+
+#define MODULE "/sys/kernel/debug/fentry/"
+#define TRACING "/sys/kernel/tracing/"
+
+/* Calls that a cost is measured over. */
+#define CALLS 1000000
+
+void die(const char *what, const char *which)
+{
+	printf("guest: error: %s %s: %s\n", what, which, strerror(errno));
+	exit(1);
+}
+
+uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
+char *read_file(const char *path, size_t *size)
+{
+	int file = open(path, O_RDONLY);
+	char *text = NULL;
+	ssize_t got;
+
+	if (file < 0)
+		die("cannot open", path);
+	*size = 0;
+	do {
+		text = realloc(text, *size + 65537);
+		got = text ? read(file, text + *size, 65536) : -1;
+		if (got < 0)
+			die("cannot read", path);
+		*size += got;
+	} while (got);
+	text[*size] = 0;
+	close(file);
+	return text;
+}
+
+void write_file(const char *path, const char *text, size_t size)
+{
+	int file = open(path, O_WRONLY);
+
+	if (file < 0)
+		die("cannot open", path);
+	while (size) {
+		ssize_t done = write(file, text, size);
+
+		if (done <= 0)
+			die("cannot write", path);
+		text += done;
+		size -= done;
+	}
+	close(file);
+}
+
+static void command(const char *text)
+{
+	write_file(MODULE "control", text, strlen(text));
+}
+
+long free_kb(void)
+{
+	size_t size;
+	char *text, *at;
+	long kb;
+
+	sync();
+	/* What was freed may wait for a grace period, and for a worker after that. */
+	usleep(300000);
+	write_file("/proc/sys/vm/drop_caches", "3", 1);
+	text = read_file("/proc/meminfo", &size);
+	at = strstr(text, "MemFree:");
+	kb = at ? atol(at + 8) : 0;
+	free(text);
+	return kb;
+}
+
+/* The number behind `key` in the module's status. */
+static uint64_t status(const char *key)
+{
+	size_t size;
+	char *text = read_file(MODULE "status", &size), *at = strstr(text, key);
+	uint64_t number = at ? strtoull(at + strlen(key), NULL, 10) : 0;
+
+	free(text);
+	return number;
+}
+
+/* Functions that BPF must not be attached to, or that its programs call; the first are those
+ * of kernel/bpf/verifier.c, `btf_id_deny`. */
+static const char *const left_out[] = {
+	"*migrate_enable", "*migrate_disable", "rcu_read_unlock_strict", "preempt_count_*",
+	"__rcu_read_*", "bpf_*", "__bpf_*",
+};
+
+static int is_left_out(const char *name)
+{
+	size_t each;
+
+	for (each = 0; each < sizeof(left_out) / sizeof(*left_out); each++) {
+		if (!fnmatch(left_out[each], name, 0))
+			return 1;
+	}
+	return 0;
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct function *)a)->name, ((const struct function *)b)->name);
+}
+
+static int by_site(const void *a, const void *b)
+{
+	const struct function *left = a, *right = b;
+
+	return left->site < right->site ? -1 : left->site > right->site;
+}
+
+/* Functions of the kernel itself that ftrace has a site of, and whose name is theirs alone. */
+static struct functions all_functions(const char *glob)
+{
+	size_t size, kept = 0, each;
+	char *text = read_file(TRACING "available_filter_functions_addrs", &size), *line;
+	struct functions functions = { calloc(100000, sizeof(struct function)), 0 };
+
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		struct function *function = &functions.list[functions.count];
+		char module[2] = "";
+
+		if (functions.count < 100000 &&
+		    sscanf(line, "%lx %63s %1s", &function->site, function->name, module) == 2 &&
+		    strlen(function->name) < 63)
+			functions.count++;
+	}
+	qsort(functions.list, functions.count, sizeof(*functions.list), by_name);
+	for (each = 0; each < functions.count; each++) {
+		struct function *it = &functions.list[each];
+
+		if ((each > 0 && !strcmp(it->name, it[-1].name)) ||
+		    (each + 1 < functions.count && !strcmp(it->name, it[1].name)))
+			it->btf_id = UINT32_MAX;
+	}
+	for (each = 0; each < functions.count; each++) {
+		struct function *it = &functions.list[each];
+
+		if (it->btf_id != UINT32_MAX && !is_left_out(it->name) &&
+		    (!strcmp(it->name, "gcd") || !fnmatch(glob, it->name, 0)))
+			functions.list[kept++] = *it;
+	}
+	functions.count = kept;
+	free(text);
+	return functions;
+}
+
+/* `count` of them, evenly spread over the text, and gcd() among them. */
+static struct functions choose(size_t count, const char *glob)
+{
+	struct functions all = all_functions(glob);
+	size_t each, gcd = 0;
+
+	keep_known_to_btf(&all);
+	qsort(all.list, all.count, sizeof(*all.list), by_site);
+	if (count > all.count)
+		count = all.count;
+	while (gcd < all.count && strcmp(all.list[gcd].name, "gcd"))
+		gcd++;
+	if (gcd == all.count)
+		die("the kernel has no function", "gcd");
+	for (each = 0; each < count; each++) {
+		size_t from = each * all.count / count, next = (each + 1) * all.count / count;
+
+		all.list[each] = all.list[from <= gcd && gcd < next ? gcd : from];
+	}
+	all.count = count;
+	return all;
+}
+
+/* Has the module select these functions. */
+static void module_select(const struct functions *functions)
+{
+	char text[4096];
+	size_t each, size = snprintf(text, sizeof(text), "select %zu", functions->count);
+
+	command(text);
+	for (each = size = 0; each < functions->count; each++) {
+		size += snprintf(text + size, sizeof(text) - size, "%lx\n",
+				 functions->list[each].site);
+		if (size > sizeof(text) - 32 || each + 1 == functions->count) {
+			write_file(MODULE "functions", text, size);
+			size = 0;
+		}
+	}
+	if (status("functions=") != functions->count)
+		printf("guest: %zu of %zu functions are selected\n", (size_t)status("functions="),
+		       functions->count);
+}
+
+/* What attaching by one way costs. */
+struct costs {
+	uint64_t load_ns, attach_ns, detach_ns, calls;
+	long kb;
+	double call_ns;
+};
+
+/* What one call costs now, in nanoseconds: the least of three runs. */
+static double call_cost(void)
+{
+	uint64_t least = UINT64_MAX;
+	char text[32];
+	int run;
+
+	snprintf(text, sizeof(text), "bench %d", CALLS);
+	for (run = 0; run < 3; run++) {
+		command(text);
+		if (status("bench_ns=") < least)
+			least = status("bench_ns=");
+	}
+	return (double)least / CALLS;
+}
+
+static void by_module(const struct functions *functions, struct costs *costs)
+{
+	long before = free_kb();
+	uint64_t start = now_ns();
+
+	module_select(functions);
+	costs->load_ns = now_ns() - start;
+	command("attach");
+	costs->attach_ns = status("attach_ns=");
+	costs->kb = before - free_kb();
+	costs->call_ns = call_cost();
+	command("detach");
+	costs->detach_ns = status("detach_ns=");
+	costs->calls = status("calls=");
+	command("select 0");
+}
+
+static size_t position_of_gcd(const struct functions *functions)
+{
+	size_t each = 0;
+
+	while (strcmp(functions->list[each].name, "gcd"))
+		each++;
+	return each;
+}
+
+typedef void *attach_way(const struct functions *, int, uint64_t *, uint64_t *);
+
+static void by_bpf(attach_way *way, const struct functions *functions, struct costs *costs)
+{
+	long before = free_kb();
+	void *attachment = way(functions, 0, &costs->load_ns, &costs->attach_ns);
+
+	costs->kb = before - free_kb();
+	costs->call_ns = call_cost();
+	costs->calls = bpf_end(attachment, position_of_gcd(functions), &costs->detach_ns);
+}
+
+static const struct {
+	const char *name;
+	attach_way *bpf;
+} ways[] = {
+	{ "none", NULL },
+	{ "fentry", NULL },
+	{ "bpf-each", bpf_each },
+	{ "kprobe-multi", bpf_kprobe_multi },
+	{ "tracing-multi", bpf_tracing_multi },
+};
+
+static void row(const char *name, size_t count)
+{
+	struct functions functions = choose(count, "*");
+	struct costs costs = { 0 };
+	size_t way = 0;
+
+	while (way < sizeof(ways) / sizeof(*ways) && strcmp(ways[way].name, name))
+		way++;
+	if (way == sizeof(ways) / sizeof(*ways))
+		die("there is no way", name);
+	if (ways[way].bpf)
+		by_bpf(ways[way].bpf, &functions, &costs);
+	else if (way == 0)
+		costs.call_ns = call_cost();
+	else
+		by_module(&functions, &costs);
+	printf("row: way=%s functions=%zu load_us=%lu attach_us=%lu detach_us=%lu kb=%ld "
+	       "call_ns=%.1f calls=%lu\n", name, way ? functions.count : 0, costs.load_ns / 1000,
+	       costs.attach_ns / 1000, costs.detach_ns / 1000, costs.kb, costs.call_ns,
+	       costs.calls);
+}
+
+int main(int argc, char **argv)
+{
+	/* One file for each program and each link. */
+	struct rlimit files = { 65536, 65536 };
+
+	if (setrlimit(RLIMIT_NOFILE, &files))
+		die("cannot have so many", "files");
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (argc >= 3 && !strcmp(argv[1], "select")) {
+		struct functions functions = choose(atol(argv[2]), argc > 3 ? argv[3] : "*");
+
+		module_select(&functions);
+	} else if (argc == 4 && !strcmp(argv[1], "row")) {
+		row(argv[2], atol(argv[3]));
+	} else {
+		fprintf(stderr, "usage: guest select COUNT [GLOB] | guest row WAY COUNT\n");
+		return 1;
+	}
+	return 0;
+}

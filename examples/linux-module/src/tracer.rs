@@ -1,0 +1,273 @@
+//! One selection of functions, with one program on all of them.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use fentry::attach::{AttachError, Attachment, Cookies, Engine, FunctionId, Lanes};
+use fentry::emit::{Context, Vectors};
+use fentry::patch::{Poke, Protocol, TrapResolver};
+
+use crate::embedder::{Kernel, parts};
+use crate::functions::{self, Refusal};
+use crate::kernel::{self, Errno, Line};
+
+/// Asked by nobody: ftrace has its own trap handler.
+static TRAPS: TrapResolver = TrapResolver::new();
+
+/// An array in memory of the kernel's.
+#[derive(Debug)]
+struct Array<T> {
+    memory: NonNull<T>,
+    len: usize,
+}
+
+impl<T> Array<T> {
+    /// `len` times the value whose bytes are all zero.
+    ///
+    /// # Safety
+    /// There is one.
+    unsafe fn zeroed(len: usize) -> Result<Self, Errno> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::NO_MEMORY)?;
+        // SAFETY: it may sleep, as every caller of this module may.
+        let memory = unsafe { kernel::fentry_kernel_alloc(bytes) };
+        Ok(Self { memory: NonNull::new(memory.cast()).ok_or(Errno::NO_MEMORY)?, len })
+    }
+
+    const fn as_slice(&self) -> &[T] {
+        // SAFETY: `zeroed` has allocated `len` values, and nobody else has them.
+        unsafe { core::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+    }
+
+    const fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { core::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Array<T> {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `zeroed`.
+        unsafe { kernel::fentry_kernel_free(self.memory.as_ptr().cast()) };
+    }
+}
+
+/// The functions that were selected, and what is counted for them.
+#[derive(Debug)]
+struct Selection {
+    /// Room for as many as may be selected, of which the first `count` are.
+    functions: Array<FunctionId>,
+    count: usize,
+    /// Calls of each.
+    calls: Array<AtomicU64>,
+}
+
+/// What the module does.
+#[derive(Debug)]
+pub struct Tracer {
+    engine: Engine<Kernel>,
+    selection: Option<Selection>,
+    attached: Option<Lanes>,
+}
+
+/// Why something was not done.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// Nothing is selected.
+    NoSelection,
+    /// It has to be detached first.
+    Attached,
+    /// Nothing is attached.
+    NotAttached,
+    /// The kernel said no.
+    Kernel(Errno),
+    /// The engine said no.
+    Engine(AttachError<Errno>),
+}
+
+impl core::fmt::Display for Failure {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoSelection => f.write_str("no functions are selected: write `select` first"),
+            Self::Attached => f.write_str("programs are attached: write `detach` first"),
+            Self::NotAttached => f.write_str("nothing is attached"),
+            Self::Kernel(error) => error.fmt(f),
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+impl From<AttachError<Errno>> for Failure {
+    fn from(error: AttachError<Errno>) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// The program: counts calls. Its cookie is the function's position in the selection, and its
+/// data the address of the first counter.
+///
+/// It calls nothing, takes no lock and touches no vector register, so that it can run at the
+/// entry of any function: in interrupts, in the scheduler, in the allocator.
+extern "C" fn count(_: *mut Context, position: u64, counters: u64) {
+    let counter = (counters as *const AtomicU64).wrapping_add(position as usize);
+    // SAFETY: the selection has a counter for each position, and is dropped only when the
+    // program is detached and no core runs it any more.
+    unsafe { (*counter).fetch_add(1, Ordering::Relaxed) };
+}
+
+impl Tracer {
+    /// A tracer without a selection.
+    ///
+    /// # Errors
+    /// [`Failure::Engine`] if the kernel has no address space for the tables.
+    pub fn new() -> Result<Self, Failure> {
+        let engine = Engine::new(parts(), Protocol::Breakpoint, &TRAPS)?;
+        Ok(Self { engine, selection: None, attached: None })
+    }
+
+    /// Begins a selection of at most `most` functions, in the place of the one before.
+    ///
+    /// # Errors
+    /// [`Failure`]; then there is no selection.
+    pub fn select(&mut self, most: usize) -> Result<(), Failure> {
+        self.clear()?;
+        // SAFETY: ids and counters are integers.
+        let (functions, calls) = unsafe { (Array::zeroed(most)?, Array::zeroed(most)?) };
+        self.selection = Some(Selection { functions, count: 0, calls });
+        Ok(())
+    }
+
+    /// Adds the function with this patch site to the selection. `Ok(false)`: it is full.
+    ///
+    /// # Errors
+    /// Why the function is refused, or [`Failure`].
+    pub fn add(&mut self, site: u64) -> Result<Result<bool, Refusal>, Failure> {
+        if self.attached.is_some() {
+            return Err(Failure::Attached);
+        }
+        let selection = self.selection.as_mut().ok_or(Failure::NoSelection)?;
+        let Some(place) = selection.functions.as_mut_slice().get_mut(selection.count) else {
+            return Ok(Ok(false));
+        };
+        let spec = match functions::describe(&self.engine.parts().text, site) {
+            Ok(spec) => spec,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        *place = self.engine.register(&spec)?;
+        selection.count += 1;
+        Ok(Ok(true))
+    }
+
+    /// Attaches the program to all selected functions, in one batch.
+    ///
+    /// # Errors
+    /// [`Failure`]; then nothing is attached.
+    pub fn attach(&mut self) -> Result<(), Failure> {
+        if self.attached.is_some() {
+            return Err(Failure::Attached);
+        }
+        let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
+        let program = Attachment {
+            target: count as *const () as u64,
+            data: Some(selection.calls.memory.as_ptr() as u64),
+            vectors: Vectors::Untouched,
+            cookies: Cookies::Position,
+        };
+        let mut pokes = selection.pokes()?;
+        // SAFETY: `count` is a program, may run anywhere, and stays as long as the module, whose
+        // exit detaches; the kernel's text stays, and only ftrace patches sites.
+        let lanes =
+            unsafe { self.engine.attach(selection.selected(), &[program], pokes.as_mut_slice()) }?;
+        self.attached = Some(lanes);
+        Ok(())
+    }
+
+    /// Detaches the program. When this returns, no core runs it any more.
+    ///
+    /// # Errors
+    /// [`Failure`]; unless it is [`AttachError::Text`], the program is still attached.
+    pub fn detach(&mut self) -> Result<(), Failure> {
+        let lanes = self.attached.ok_or(Failure::NotAttached)?;
+        let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
+        let mut pokes = selection.pokes()?;
+        // SAFETY: as in `attach`.
+        unsafe { self.engine.detach(selection.selected(), lanes, pokes.as_mut_slice()) }?;
+        self.attached = None;
+        // SAFETY: ftrace ends a registration with `synchronize_rcu_tasks_rude` and
+        // `synchronize_rcu_tasks` (kernel/trace/ftrace.c, `ftrace_shutdown`): every core has
+        // scheduled, and every task that was preempted in an image has left it, since no
+        // program sleeps.
+        unsafe { self.engine.quiesced() };
+        // SAFETY: all is quiescent, and the text stays.
+        unsafe { self.engine.vacate(selection.selected(), pokes.as_mut_slice()) }?;
+        Ok(())
+    }
+
+    /// Ends the selection.
+    ///
+    /// # Errors
+    /// [`Failure::Attached`].
+    pub fn clear(&mut self) -> Result<(), Failure> {
+        if self.attached.is_some() {
+            return Err(Failure::Attached);
+        }
+        if let Some(selection) = self.selection.take() {
+            // SAFETY: nothing is attached, and `detach` has seen that all is quiescent and that
+            // no slot holds these indexes.
+            unsafe { self.engine.forget(selection.selected()) };
+        }
+        Ok(())
+    }
+
+    /// How many functions are selected.
+    #[must_use]
+    pub fn selected(&self) -> usize {
+        self.selection.as_ref().map_or(0, |selection| selection.count)
+    }
+
+    /// The entry of the selected function at `position`, and how often it was called.
+    #[must_use]
+    pub fn calls(&self, position: usize) -> Option<(u64, u64)> {
+        let selection = self.selection.as_ref()?;
+        let id = *selection.selected().get(position)?;
+        let calls = selection.calls.as_slice().get(position)?.load(Ordering::Relaxed);
+        Some((self.engine.entry(id)?.get(), calls))
+    }
+
+    /// Bytes that attaching takes: tables, images, counters and the selection itself.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let parts = self.engine.parts();
+        let each = size_of::<FunctionId>() + size_of::<AtomicU64>();
+        let selection = self.selection.as_ref().map_or(0, |selection| selection.functions.len);
+        parts.tables.bytes() + parts.images.bytes() + selection * each
+    }
+}
+
+impl Selection {
+    fn selected(&self) -> &[FunctionId] {
+        self.functions.as_slice().get(..self.count).unwrap_or(&[])
+    }
+
+    /// Room for the pokes of a batch.
+    fn pokes(&self) -> Result<Array<Poke>, Errno> {
+        // SAFETY: a poke is integers and an enumeration that has a zero.
+        unsafe { Array::zeroed(self.count) }
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        if self.attached.is_some()
+            && let Err(failure) = self.detach()
+        {
+            // There is no way back out of the unloading of a module.
+            Line::log(format_args!("still attached: {failure}"));
+        }
+    }
+}
