@@ -140,7 +140,7 @@ static void *many(const struct functions *functions, enum bpf_prog_type type,
 		  enum bpf_attach_type expected, uint32_t flags, uint64_t *load_ns, uint64_t *ns)
 {
 	struct attachment *attachment = begin(functions->count);
-	uint64_t *sites = calloc(functions->count, sizeof(*sites));
+	uint64_t *entries = calloc(functions->count, sizeof(*entries));
 	uint64_t *cookies = calloc(functions->count, sizeof(*cookies));
 	uint32_t *ids = calloc(functions->count, sizeof(*ids));
 	union bpf_attr attr = { 0 };
@@ -149,7 +149,7 @@ static void *many(const struct functions *functions, enum bpf_prog_type type,
 	int link;
 
 	for (each = 0; each < functions->count; each++) {
-		sites[each] = functions->list[each].site;
+		entries[each] = functions->list[each].entry;
 		ids[each] = functions->list[each].btf_id;
 		cookies[each] = each;
 	}
@@ -161,7 +161,7 @@ static void *many(const struct functions *functions, enum bpf_prog_type type,
 	if (type == BPF_PROG_TYPE_KPROBE) {
 		attr.link_create.kprobe_multi.flags = flags;
 		attr.link_create.kprobe_multi.cnt = functions->count;
-		attr.link_create.kprobe_multi.addrs = (uintptr_t)sites;
+		attr.link_create.kprobe_multi.addrs = (uintptr_t)entries;
 		attr.link_create.kprobe_multi.cookies = (uintptr_t)cookies;
 	} else {
 		attr.link_create.tracing_multi.cnt = functions->count;
@@ -175,7 +175,7 @@ static void *many(const struct functions *functions, enum bpf_prog_type type,
 		die("a link for many functions", "bpf");
 	attachment->files[attachment->files_count++] = attr.link_create.prog_fd;
 	attachment->files[attachment->files_count++] = link;
-	free(sites);
+	free(entries);
 	free(cookies);
 	free(ids);
 	return attachment;

@@ -9,6 +9,7 @@
 /* A function that every way of attaching can attach to. */
 struct function {
 	uint64_t site;		/* what ftrace calls its address */
+	uint64_t entry;		/* what everybody else does: a landing pad may stand between */
 	uint32_t btf_id;
 	uint32_t arguments;
 	char name[64];

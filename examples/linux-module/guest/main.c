@@ -2,11 +2,10 @@
 /*
  * The guest's tool.
  *
- *   guest select COUNT [GLOB]   has the module select COUNT functions, spread over the
- *                               kernel's text, of those that every way of attaching can
- *                               attach to
- *   guest row WAY COUNT         attaches to COUNT such functions, measures, detaches; WAY is
- *                               one of `ways` below
+ *   guest functions COUNT [GLOB]   prints COUNT functions, spread over the kernel's text, of
+ *                                  those that every way of attaching can attach to
+ *   guest select FILE              has the module select the functions that were printed
+ *   guest row WAY FILE             attaches to them, measures, detaches; WAY is one of `ways`
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -177,6 +176,24 @@ static struct functions all_functions(const char *glob)
 	return functions;
 }
 
+/* Fills in the entries of functions that are sorted by name. */
+static void find_entries(struct functions *functions)
+{
+	size_t size;
+	char *text = read_file("/proc/kallsyms", &size), *line;
+
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		struct function key, *found;
+
+		if (sscanf(line, "%lx %*c %63s", &key.entry, key.name) != 2)
+			continue;
+		found = bsearch(&key, functions->list, functions->count, sizeof(key), by_name);
+		if (found && key.entry <= found->site && found->site - key.entry <= 4)
+			found->entry = key.entry;
+	}
+	free(text);
+}
+
 /* `count` of them, evenly spread over the text, and gcd() among them. */
 static struct functions choose(size_t count, const char *glob)
 {
@@ -184,6 +201,7 @@ static struct functions choose(size_t count, const char *glob)
 	size_t each, gcd = 0;
 
 	keep_known_to_btf(&all);
+	find_entries(&all);
 	qsort(all.list, all.count, sizeof(*all.list), by_site);
 	if (count > all.count)
 		count = all.count;
@@ -198,6 +216,24 @@ static struct functions choose(size_t count, const char *glob)
 	}
 	all.count = count;
 	return all;
+}
+
+/* What `functions` has printed. */
+static struct functions read_functions(const char *path)
+{
+	size_t size;
+	char *text = read_file(path, &size), *line;
+	struct functions functions = { calloc(size / 16 + 1, sizeof(struct function)), 0 };
+
+	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+		struct function *function = &functions.list[functions.count];
+
+		if (sscanf(line, "%lx %lx %u %u %63s", &function->site, &function->entry,
+			   &function->btf_id, &function->arguments, function->name) == 5)
+			functions.count++;
+	}
+	free(text);
+	return functions;
 }
 
 /* Has the module select these functions. */
@@ -292,9 +328,9 @@ static const struct {
 	{ "tracing-multi", bpf_tracing_multi },
 };
 
-static void row(const char *name, size_t count)
+static void row(const char *name, const char *path)
 {
-	struct functions functions = choose(count, "*");
+	struct functions functions = read_functions(path);
 	struct costs costs = { 0 };
 	size_t way = 0;
 
@@ -322,14 +358,21 @@ int main(int argc, char **argv)
 	if (setrlimit(RLIMIT_NOFILE, &files))
 		die("cannot have so many", "files");
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (argc >= 3 && !strcmp(argv[1], "select")) {
+	if (argc >= 3 && !strcmp(argv[1], "functions")) {
 		struct functions functions = choose(atol(argv[2]), argc > 3 ? argv[3] : "*");
+		struct function *it = functions.list;
+
+		for (; it < functions.list + functions.count; it++)
+			printf("%lx %lx %u %u %s\n", it->site, it->entry, it->btf_id, it->arguments,
+			       it->name);
+	} else if (argc == 3 && !strcmp(argv[1], "select")) {
+		struct functions functions = read_functions(argv[2]);
 
 		module_select(&functions);
 	} else if (argc == 4 && !strcmp(argv[1], "row")) {
-		row(argv[2], atol(argv[3]));
+		row(argv[2], argv[3]);
 	} else {
-		fprintf(stderr, "usage: guest select COUNT [GLOB] | guest row WAY COUNT\n");
+		fprintf(stderr, "usage: guest functions COUNT [GLOB] | select FILE | row WAY FILE\n");
 		return 1;
 	}
 	return 0;
