@@ -108,7 +108,7 @@ impl<'a> Hooks<'a> {
             let column = self.cookies.as_ptr() as u64;
             let cookie = CookiePlace { column, stride: Stride::Eight };
             let target = self.copy.address(&format!("{kind}_{which}"));
-            [ProgramCall { target, data: None, cookie }]
+            [ProgramCall { target, data: None, cookie, session: None }]
         };
         let (entries, exits) = (program("entry"), program("exit"));
         let ground = self.copy.address("ground");
@@ -174,8 +174,11 @@ impl<'a> Hooks<'a> {
                 exit: self.copy.address(&format!("floor_exit_{kind}")),
             },
             Form::SideStack => {
-                let functions = self.functions.as_ptr() as u64;
-                let bodies = SideStackBodies { functions, side_stack, vectors, entries, exits };
+                let column = self.functions.as_ptr() as u64;
+                let functions = CookiePlace { column, stride: Stride::Eight };
+                let modify = &[];
+                let bodies =
+                    SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
                 bodies.emit(code).expect("it fits")
             }
             Form::Swap => {

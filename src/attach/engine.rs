@@ -16,7 +16,7 @@ use crate::patch::{Poke, Protocol, TrapResolver};
 
 /// The most functions an engine can know. Their tables are reserved as address space, 96 MiB
 /// of it, and use memory only as functions are registered and attached to.
-const MAX_FUNCTIONS: u32 = 1 << 22;
+pub(super) const MAX_FUNCTIONS: u32 = 1 << 22;
 
 /// The most program sets, counting those that wait for quiescence.
 const MAX_SETS: u32 = 1 << 18;
@@ -217,10 +217,13 @@ impl<E: Embedder> Engine<E> {
     /// When this returns `Ok`, every later call of one of the functions runs the programs.
     ///
     /// # Safety
-    /// - Each program is a function of the C ABI that takes a pointer to a
-    ///   [`Context`](crate::emit::Context), a cookie and its data, and leaves alone the vector
-    ///   registers that its [`vectors`](Attachment::vectors) says it leaves alone.
-    /// - Each program may run at the entry of each function, on any thread, at any time: in
+    /// - Each program is a function of the C ABI of the type that its [`kind`](Attachment::kind)
+    ///   says, and leaves alone the vector registers that its
+    ///   [`vectors`](Attachment::vectors) says it leaves alone. What replaces a function, or
+    ///   returns in its place, does what its callers rely on, and stays for ever.
+    /// - What runs at an exit leaves the x87 stack alone. Each thread uses one stack, or changes
+    ///   its [side stack](crate::emit::x86_64::SideStack) along with it.
+    /// - Each program may run at the entry or exit of each function, on any thread, at any time: in
     ///   signal or interrupt handlers if the function is called there, with whatever locks
     ///   the function's callers hold, and recursively if it calls a hooked function.
     /// - Programs and their data stay until the attachment is [retired](Self::quiesced). So they
@@ -261,8 +264,7 @@ impl<E: Embedder> Engine<E> {
                     lane
                 }
             };
-            let Attachment { target, data, vectors, .. } = *program;
-            if !entries.push(SetEntry::new(target, data, vectors, lane)) {
+            if !entries.push(SetEntry::new(program, lane)) {
                 let entry = self.first_entry(functions);
                 return Err(AttachError::TooManyPrograms { entry });
             }

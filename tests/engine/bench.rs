@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use fentry::addr::Entry;
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, Region, SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, ProgramKind, Region,
+    SiteNop,
 };
 use fentry::emit::Vectors;
 use fentry::layout::EntryLayout;
@@ -248,7 +249,13 @@ impl Bench {
 
 /// A program that is only an address.
 pub const fn program(target: u64, cookies: Cookies<'_>) -> Attachment<'_> {
-    Attachment { target, data: None, vectors: Vectors::Untouched, cookies }
+    Attachment {
+        target,
+        kind: ProgramKind::Entry,
+        data: None,
+        vectors: Vectors::Untouched,
+        cookies,
+    }
 }
 
 /// What `program` makes a function run.

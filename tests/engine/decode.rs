@@ -98,8 +98,8 @@ impl Core<'_> {
                     self.set(to, value);
                 }
                 (Mnemonic::Mov, OpKind::Register, _) => {
-                    if it.op0_register() == Register::R11D {
-                        // A thunk's only immediate of 32 bits.
+                    // A thunk's only immediate of 32 bits, before all of an image's.
+                    if it.op0_register() == Register::R11D && self.registers.is_empty() {
                         self.index = Some(it.immediate32());
                     }
                     self.set(to, Some(it.immediate(1)));

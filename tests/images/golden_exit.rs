@@ -3,10 +3,10 @@
 
 use expect_test::{Expect, expect};
 use fentry::addr::Origin;
-use fentry::emit::Vectors;
 use fentry::emit::x86_64::{
     Bodies, EXIT_THUNK_SIZE, MakeSideStack, SideStackBodies, SideStackPlace, exit_thunk,
 };
+use fentry::emit::{CookiePlace, Stride, Vectors};
 use fentry::encode::CodeBuffer;
 
 use crate::golden::listing;
@@ -62,10 +62,11 @@ fn the_exit_thunk() {
 #[test]
 fn side_stack_one_program_each() {
     let bodies = SideStackBodies {
-        functions: FUNCTIONS,
+        functions: CookiePlace { column: FUNCTIONS, stride: Stride::Eight },
         side_stack: SIDE_STACK,
         vectors: Vectors::Untouched,
         entries: &[in_records(ENTRY_PROGRAM, RECORDS)],
+        modify: &[],
         exits: &[in_column(EXIT_PROGRAM, LANE_1)],
     };
     check(
@@ -77,16 +78,13 @@ fn side_stack_one_program_each() {
             +1   cmp rbx, [rcx + 0x10]
             +5   jb 0x50000000
             +11  mov r10, 0xffffffffffffffff
-            +18  mov [rbx + 0x60], r10
+            +18  mov [rbx + 0x58], r10
             +22  mov [rcx], rbx
             +25  inc qword ptr [rcx + 0x20]
-            +29  sub rbx, 0x70
-            +33  cmp rbp, [rbx + 0x60]
-            +37  jne 0x50000001
-            +43  jmp 0x50000063
-            +48  int3
-            +49  int3
-            +50  int3
+            +29  sub rbx, 0xb0
+            +36  cmp rbp, [rbx + 0x58]
+            +40  jne 0x50000001
+            +46  jmp 0x50000066
             +51  int3
             +52  int3
             +53  int3
@@ -106,81 +104,94 @@ fn side_stack_one_program_each() {
             +70  mov rbp, rsp
             +73  mov rcx, fs:[0xffffffffffffffc0]
             +82  mov rbx, [rcx]
-            +85  sub rbx, 0x70
-            +89  cmp rbp, [rbx + 0x60]
-            +93  jne 0x50000001
-            +99  mov r11, [rbx + 0x58]
-            +103 mov [rbp + 0x10], r11
-            +107 mov [rbx + 0x30], rax
-            +111 mov [rbx + 0x38], rdx
-            +115 and rsp, 0xfffffffffffffff0
-            +119 mov rax, [rbx + 0x40]
-            +123 mov r11, 0x7e1000000000
-            +133 mov rsi, [r11 + rax*8]
-            +137 lea rdi, [rbx]
-            +140 call 0x50002000
-            +145 xor eax, eax
-            +147 mov [rsp - 8], rax
-            +152 mov rax, [rbx + 0x30]
-            +156 mov rdx, [rbx + 0x38]
-            +160 mov rcx, fs:[0xffffffffffffffc0]
-            +169 mov r11, 0xffffffffffffffff
-            +176 mov [rbx + 0x60], r11
-            +180 mov [rcx], rbx
-            +183 mov rsp, rbp
-            +186 pop rbp
-            +187 pop rbx
-            +188 ret
-            +189 int3
-            +190 lea rsp, [rbp - 0x50]
-            +194 pop rdi
-            +195 pop rsi
-            +196 pop rdx
-            +197 pop rcx
-            +198 pop r8
-            +200 pop r9
-            +202 pop rax
-            +203 pop r10
-            +205 add rsp, 0x10
-            +209 pop rbp
-            +210 cmp rsp, 0xffffffffffffffff
-            +214 ret
-            +215 int3
-            +216 inc qword ptr [rax + 0x18]
-            +220 jmp 0x500000be
-            +225 mov r11, rax
-            +228 sub r10, 0x70
-            +232 mov rax, 0xffffffffffffffff
-            +239 mov [r10 + 0x60], rax
-            +243 lea rax, [r10 + 0x70]
-            +247 cmpxchg [r11], r10
-            +251 mov rax, r11
-            +254 mov r11, [rbp - 0x10]
-            +258 jne 0x500001a9
-            +264 inc qword ptr [rax + 0x20]
-            +268 jmp 0x500001a9
-            +273 jne 0x500000e1
-            +279 mov r11, [rbp + 0x10]
-            +283 sub r11, 0xb
-            +287 cmp r11, [r10 - 8]
-            +291 jne 0x500000e1
-            +297 mov r11, [rbp - 0x10]
-            +301 jmp 0x500001bf
-            +306 and rsp, 0xfffffffffffffff0
-            +310 call 0x50003000
-            +315 xor r11d, r11d
-            +318 mov [rsp - 8], r11
-            +323 mov r11, [rbp - 0x10]
-            +327 lea rsp, [rbp - 0x50]
-            +331 mov rdi, [rsp]
-            +335 mov rsi, [rsp + 8]
-            +340 mov rdx, [rsp + 0x10]
-            +345 mov rcx, [rsp + 0x18]
-            +350 mov r8, [rsp + 0x20]
-            +355 mov r9, [rsp + 0x28]
-            +360 test rax, rax
-            +363 je 0x500000be
-            +369 jmp 0x500001a9
+            +85  sub rbx, 0xb0
+            +92  cmp rbp, [rbx + 0x58]
+            +96  jne 0x50000001
+            +102 mov r11, [rbx + 0x68]
+            +106 mov [rbp + 0x10], r11
+            +110 mov [rbx + 0x30], rax
+            +114 mov [rbx + 0x38], rdx
+            +118 and rsp, 0xfffffffffffffff0
+            +122 mov eax, [rbx + 0x40]
+            +125 mov r11, 0x7e1000000000
+            +135 mov rsi, [r11 + rax*8]
+            +139 lea rdi, [rbx]
+            +142 call 0x50002000
+            +147 xor eax, eax
+            +149 mov [rsp - 8], rax
+            +154 mov rax, [rbx + 0x30]
+            +158 mov rdx, [rbx + 0x38]
+            +162 mov rcx, fs:[0xffffffffffffffc0]
+            +171 mov r11, 0xffffffffffffffff
+            +178 mov [rbx + 0x58], r11
+            +182 mov [rcx], rbx
+            +185 mov rsp, rbp
+            +188 pop rbp
+            +189 pop rbx
+            +190 ret
+            +191 int3
+            +192 cmp rsp, 0xffffffffffffffff
+            +196 pop r10
+            +198 pop rbx
+            +199 pop rax
+            +200 pop rbp
+            +201 ret
+            +202 int3
+            +203 inc qword ptr [rax + 0x18]
+            +207 jmp 0x500000c0
+            +212 mov r10, rax
+            +215 sub rbx, 0xb0
+            +222 mov rax, 0xffffffffffffffff
+            +229 mov [rbx + 0x58], rax
+            +233 lea rax, [rbx + 0xb0]
+            +240 cmpxchg [r10], rbx
+            +244 mov rax, r10
+            +247 jne 0x5000019a
+            +253 inc qword ptr [rax + 0x20]
+            +257 jmp 0x5000019a
+            +262 mov r10, [rbx - 0x58]
+            +266 test r10, r10
+            +269 je 0x500001b0
+            +275 cmp rbp, [rbx - 0x58]
+            +279 jne 0x500000d4
+            +285 mov r10, [rbp + 0x10]
+            +289 sub r10, 0xb
+            +293 cmp r10, [rbx - 0x50]
+            +297 jne 0x500000d4
+            +303 jmp 0x500001b0
+            +308 push r11
+            +310 push rdi
+            +311 push rsi
+            +312 push rdx
+            +313 push rcx
+            +314 push r8
+            +316 push r9
+            +318 and rsp, 0xfffffffffffffff0
+            +322 call 0x50003000
+            +327 xor r11d, r11d
+            +330 mov [rsp - 8], r11
+            +335 lea rsp, [rbp - 0x50]
+            +339 pop r9
+            +341 pop r8
+            +343 pop rcx
+            +344 pop rdx
+            +345 pop rsi
+            +346 pop rdi
+            +347 pop r11
+            +349 test rax, rax
+            +352 je 0x500000c0
+            +358 jmp 0x5000019a
+            +363 int3
+            +364 int3
+            +365 int3
+            +366 int3
+            +367 int3
+            +368 int3
+            +369 int3
+            +370 int3
+            +371 int3
+            +372 int3
+            +373 int3
             +374 int3
             +375 int3
             +376 int3
@@ -193,71 +204,61 @@ fn side_stack_one_program_each() {
             +383 int3
             +384 push rbp
             +385 mov rbp, rsp
-            +388 sub rsp, 0x10
-            +392 push r10
-            +394 push rax
-            +395 push r9
-            +397 push r8
-            +399 push rcx
-            +400 push rdx
-            +401 push rsi
-            +402 push rdi
-            +403 mov [rbp - 0x10], r11
-            +407 mov rax, fs:[0xffffffffffffffc0]
-            +416 test rax, rax
-            +419 je 0x50000132
-            +425 mov r10, [rax]
-            +428 cmp rbp, [r10 - 0x10]
-            +432 jae 0x50000111
-            +438 cmp r10, [rax]
-            +441 jne 0x500001a9
-            +447 cmp r10, [rax + 8]
-            +451 jae 0x500000d8
-            +457 lea r10, [r10 + 0x70]
-            +461 mov [rax], r10
-            +464 mov [r10 - 0x10], rbp
-            +468 mov [r10 - 0x70], rdi
-            +472 mov [r10 - 0x68], rsi
-            +476 mov [r10 - 0x60], rdx
-            +480 mov [r10 - 0x58], rcx
-            +484 mov [r10 - 0x50], r8
-            +488 mov [r10 - 0x48], r9
-            +492 mov [r10 - 0x30], r11
-            +496 mov rax, r11
-            +499 mov r11, [rbp + 0x10]
-            +503 mov [r10 - 0x18], r11
-            +507 mov r11, [rbp + 8]
-            +511 mov [r10 - 8], r11
-            +515 mov r11, 0x7d0000000000
-            +525 mov r11, [r11 + rax*8]
-            +529 mov [r10 - 0x28], r11
-            +533 mov [rbp - 8], r11
-            +537 xor r11d, r11d
-            +540 mov [r10 - 0x20], r11
-            +544 lea r10, [r10 - 0x20]
-            +548 push r10
-            +550 and rsp, 0xfffffffffffffff0
-            +554 mov rcx, [rbp - 0x58]
-            +558 mov r11, 0x7e0000000000
-            +568 add rax, rax
-            +571 mov rsi, [r11 + rax*8]
-            +575 lea rdi, [rbp - 0x50]
-            +579 call 0x50001000
-            +584 xor eax, eax
-            +586 mov [rsp - 8], rax
-            +591 lea rsp, [rbp - 0x50]
-            +595 pop rdi
-            +596 pop rsi
-            +597 pop rdx
-            +598 pop rcx
-            +599 pop r8
-            +601 pop r9
-            +603 pop rax
-            +604 pop r10
-            +606 add rsp, 0x10
-            +610 pop rbp
-            +611 ret
-            +612 int3
+            +388 push rax
+            +389 push rbx
+            +390 push r10
+            +392 mov rax, fs:[0xffffffffffffffc0]
+            +401 test rax, rax
+            +404 je 0x50000134
+            +410 mov rbx, [rax]
+            +413 cmp rbp, [rbx - 0x58]
+            +417 jae 0x50000106
+            +423 cmp rbx, [rax]
+            +426 jne 0x5000019a
+            +432 cmp rbx, [rax + 8]
+            +436 jae 0x500000cb
+            +442 lea r10, [rbx + 0xb0]
+            +449 mov [rax], r10
+            +452 mov [rbx + 0x58], rbp
+            +456 mov [rbx], rdi
+            +459 mov [rbx + 8], rsi
+            +463 mov [rbx + 0x10], rdx
+            +467 mov [rbx + 0x18], rcx
+            +471 mov [rbx + 0x20], r8
+            +475 mov [rbx + 0x28], r9
+            +479 mov [rbx + 0x40], r11
+            +483 mov eax, 1
+            +488 mov [rbx + 0x44], eax
+            +491 mov r10, [rbp + 0x10]
+            +495 mov [rbx + 0x68], r10
+            +499 mov r10, [rbp + 8]
+            +503 mov [rbx + 0x60], r10
+            +507 mov r10, 0x7d0000000000
+            +517 mov r10, [r10 + r11*8]
+            +521 mov [rbx + 0x48], r10
+            +525 and rsp, 0xfffffffffffffff0
+            +529 mov eax, [rbx + 0x40]
+            +532 mov r11, 0x7e0000000000
+            +542 add rax, rax
+            +545 mov rsi, [r11 + rax*8]
+            +549 lea rdi, [rbx]
+            +552 call 0x50001000
+            +557 xor eax, eax
+            +559 mov [rsp - 8], rax
+            +564 mov rdi, [rbx]
+            +567 mov rsi, [rbx + 8]
+            +571 mov rdx, [rbx + 0x10]
+            +575 mov rcx, [rbx + 0x18]
+            +579 mov r8, [rbx + 0x20]
+            +583 mov r9, [rbx + 0x28]
+            +587 lea rsp, [rbp - 0x18]
+            +591 test rsp, rsp
+            +594 pop r10
+            +596 pop rbx
+            +597 pop rax
+            +598 pop rbp
+            +599 ret
+            +600 int3
         "#]],
     );
 }

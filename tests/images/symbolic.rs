@@ -76,7 +76,7 @@ const CALLER_SAVED: [Register; 9] = [
 ];
 
 /// Bytes of the context below the return address.
-pub const CONTEXT: i64 = 88;
+pub const CONTEXT: i64 = 96;
 
 #[derive(Debug)]
 pub struct Machine {
@@ -199,8 +199,18 @@ impl Machine {
                 assert_eq!(self.get(from), Value::Number(0));
             }
             (Mnemonic::Mov, OpKind::Memory, OpKind::Register) => {
-                assert_eq!(from.size(), 8, "a narrow store");
-                self.store(self.address(it), 8, self.get(from));
+                let (place, value) = (self.address(it), self.get(from.full_register()));
+                match (from.size(), value) {
+                    // The index and, in the upper half, what the context says of itself.
+                    (8, Value::Index(_)) => {
+                        self.store(place, 4, value);
+                        self.store(place.plus(4), 4, Value::Number(0));
+                    }
+                    (4, Value::Number(_)) | (8, _) => {
+                        self.store(place, from.size() as i64, value);
+                    }
+                    _ => panic!("a narrow store"),
+                }
             }
             (Mnemonic::Mov, OpKind::Register, _) => {
                 self.set(to.full_register(), Value::Number(it.immediate(1)));
@@ -369,9 +379,9 @@ impl Machine {
         }
     }
 
-    /// What the context holds `offset` bytes from its start.
-    pub fn context(&self, offset: i64) -> Value {
-        self.load(Value::Entry(offset - CONTEXT), 8)
+    /// What the context holds `offset` bytes from its start, in so many bytes.
+    pub fn context(&self, offset: i64, bytes: i64) -> Value {
+        self.load(Value::Entry(offset - CONTEXT), bytes)
     }
 }
 

@@ -60,6 +60,7 @@ impl SwapBodies<'_> {
             side_stack: self.side_stack,
             vectors: self.vectors,
             calls: self.entries,
+            exits: self.exits,
         }
         .emit(code)?;
         Ok(Bodies { enter, exit })

@@ -16,7 +16,7 @@ use core::convert::Infallible;
 use embedder::{Array, Bare, fake_parts};
 use fentry::addr::Entry;
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Region, SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, ProgramKind, Region, SiteNop,
 };
 use fentry::emit::x86_64::EntryBody;
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
@@ -76,6 +76,7 @@ fn emit_a_body() -> Result<(), Failure> {
         target: BODY.address(),
         data: Some(u64::MAX),
         cookie: CookiePlace { column: TEXT.address(), stride: Stride::Sixteen },
+        session: None,
     }];
     let body = EntryBody {
         index: IndexFrom::Slot { return_to_index },
@@ -155,6 +156,7 @@ fn attach_to(engine: &mut Engine<Bare>, functions: [FunctionId; 2]) -> Result<()
     let mut pokes = [Poke::EMPTY; 2];
     let program = Attachment {
         target: BODY.address(),
+        kind: ProgramKind::Entry,
         data: None,
         vectors: Vectors::Untouched,
         cookies: Cookies::Each(&[40, 2]),
@@ -205,6 +207,7 @@ fn thunked(engine: &mut Engine<Bare>) -> Result<(), Failure> {
     ensure(engine.pokes_needed(&[id]) == 2, Failure::Thunk)?;
     let program = Attachment {
         target: BODY.address(),
+        kind: ProgramKind::Entry,
         data: Some(1),
         vectors: Vectors::Xmm,
         cookies: Cookies::Position,

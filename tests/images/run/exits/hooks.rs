@@ -11,7 +11,7 @@ use fentry::emit::x86_64::{
     Bodies, CalledTrampoline, EXIT_THUNK_SIZE, MakeSideStack, SideStack, SideStackBodies,
     SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk,
 };
-use fentry::emit::{IndexFrom, ProgramCall, Vectors};
+use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::CodeBuffer;
 use fentry::encode::x86_64::{call_bytes, jmp_bytes};
 use fentry::layout::EntryLayout;
@@ -148,8 +148,10 @@ impl Hooks {
         let Programs { vectors, side_stack, entries: before, exits } = *programs;
         let bodies = ground.emit(ground.0, |code| match form {
             Form::SideStack => {
-                let functions = functions.as_ptr() as u64;
-                SideStackBodies { functions, side_stack, vectors, entries: before, exits }
+                let functions =
+                    CookiePlace { column: functions.as_ptr() as u64, stride: Stride::Eight };
+                let modify = &[];
+                SideStackBodies { functions, side_stack, vectors, entries: before, modify, exits }
                     .emit(code)
                     .unwrap()
             }
