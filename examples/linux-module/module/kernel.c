@@ -2,20 +2,22 @@
 /*
  * What the kernel does for the embedder: text, cores, memory for images and tables, ftrace.
  *
- * Everything here is exported, but for four functions: two that give executable memory, and
- * two that put pages into an area of address space (BPF's arena does the same with them).
- * Their addresses are asked of kprobes. They are called by static calls, which the kernel
- * patches to be direct: an indirect call would need a landing pad at a function whose address
- * nobody takes, and the boot of a kernel with IBT has removed that.
+ * What is not exported is found: executable memory, pages for an area of address space (BPF's
+ * arena asks for them in the same way), and ftrace's way of leading each site elsewhere.
+ * Kprobes know the addresses. They are called by static calls, which the kernel patches to be
+ * direct: an indirect call would need a landing pad at a function whose address nobody takes,
+ * and the boot of a kernel with IBT has removed that.
  */
 #define pr_fmt(fmt) "fentry: " fmt
 
 #include <linux/bsearch.h>
+#include <linux/delay.h>
 #include <linux/execmem.h>
 #include <linux/ftrace.h>
 #include <linux/kprobes.h>
 #include <linux/list.h>
 #include <linux/mm.h>
+#include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/sort.h>
@@ -27,16 +29,25 @@
 
 #include "fentry.h"
 
-static void *no_execmem_alloc(enum execmem_type type, size_t size) { return NULL; }
-static void no_execmem_free(void *ptr) { }
-static struct vm_struct *no_get_vm_area(unsigned long size, unsigned long flags) { return NULL; }
-static int no_vm_area_map_pages(struct vm_struct *area, unsigned long start, unsigned long end,
-				struct page **pages) { return -ENOSYS; }
+/* Functions that are found: name, type of the result, arguments. */
+#define FOUND(F) \
+	F(execmem_alloc, void *, enum execmem_type type, size_t size) \
+	F(execmem_free, void, void *memory) \
+	F(get_vm_area, struct vm_struct *, unsigned long size, unsigned long flags) \
+	F(vm_area_map_pages, int, struct vm_struct *area, unsigned long start, \
+	  unsigned long end, struct page **pages) \
+	F(alloc_ftrace_hash, struct ftrace_hash *, int size_bits) \
+	F(add_ftrace_hash_entry_direct, struct ftrace_func_entry *, struct ftrace_hash *hash, \
+	  unsigned long site, unsigned long target) \
+	F(free_ftrace_hash, void, struct ftrace_hash *hash) \
+	F(update_ftrace_direct_add, int, struct ftrace_ops *ops, struct ftrace_hash *hash) \
+	F(update_ftrace_direct_del, int, struct ftrace_ops *ops, struct ftrace_hash *hash)
 
-DEFINE_STATIC_CALL(execmem_alloc_call, no_execmem_alloc);
-DEFINE_STATIC_CALL(execmem_free_call, no_execmem_free);
-DEFINE_STATIC_CALL(get_vm_area_call, no_get_vm_area);
-DEFINE_STATIC_CALL(vm_area_map_pages_call, no_vm_area_map_pages);
+/* What a call leads to until its function is found, which is before there is one. */
+#define DEFINE_FOUND(name, result, ...) \
+	static result no_##name(__VA_ARGS__) { BUG(); } \
+	DEFINE_STATIC_CALL(name##_call, no_##name);
+FOUND(DEFINE_FOUND)
 
 /* The address of a function that is not exported. */
 static void *find(const char *name)
@@ -57,17 +68,16 @@ static void *find(const char *name)
 	return address;
 }
 
+#define FIND(name, result, ...) { \
+		void *found = find(#name); \
+		if (!found) \
+			return -ENOENT; \
+		static_call_update(name##_call, (typeof(&no_##name))found); \
+	}
+
 int fentry_kernel_init(void)
 {
-	void *alloc = find("execmem_alloc"), *free = find("execmem_free");
-	void *area = find("get_vm_area"), *map = find("vm_area_map_pages");
-
-	if (!alloc || !free || !area || !map)
-		return -ENOENT;
-	static_call_update(execmem_alloc_call, (typeof(&no_execmem_alloc))alloc);
-	static_call_update(execmem_free_call, (typeof(&no_execmem_free))free);
-	static_call_update(get_vm_area_call, (typeof(&no_get_vm_area))area);
-	static_call_update(vm_area_map_pages_call, (typeof(&no_vm_area_map_pages))map);
+	FOUND(FIND)
 	return 0;
 }
 
@@ -148,20 +158,22 @@ void fentry_kernel_sync_cores(void)
 	on_each_cpu(sync_this_core, NULL, 1);
 }
 
-u64 fentry_kernel_image_page(void)
+u64 fentry_kernel_images(size_t bytes)
 {
-	u8 *page = static_call(execmem_alloc_call)(EXECMEM_FTRACE, PAGE_SIZE);
+	u8 *memory;
 
+	bytes = PAGE_ALIGN(bytes);
+	memory = static_call(execmem_alloc_call)(EXECMEM_FTRACE, bytes);
 	/* Where it is executable from the start, it is full of int3. */
-	if (page && memchr_inv(page, INT3_INSN_OPCODE, PAGE_SIZE)) {
+	if (memory && memchr_inv(memory, INT3_INSN_OPCODE, bytes)) {
 		pr_err("the kernel's executable memory is not ready to be executed\n");
-		static_call(execmem_free_call)(page);
+		static_call(execmem_free_call)(memory);
 		return 0;
 	}
-	return (u64)page;
+	return (u64)memory;
 }
 
-void fentry_kernel_image_page_free(u64 address)
+void fentry_kernel_images_free(u64 address)
 {
 	static_call(execmem_free_call)((void *)address);
 }
@@ -326,6 +338,37 @@ u64 fentry_kernel_led(u64 site)
 			return led->target;
 	}
 	return 0;
+}
+
+/* Functions that are led to a trampoline each. */
+static struct ftrace_ops each;
+
+int fentry_kernel_lead_each(const u64 *ways, size_t count, int on)
+{
+	struct ftrace_hash *hash = static_call(alloc_ftrace_hash_call)(10);
+	int err = hash ? 0 : -ENOMEM;
+
+	for (; !err && count--; ways += 2) {
+		if (!static_call(add_ftrace_hash_entry_direct_call)(hash, ways[0], ways[1]))
+			err = -ENOMEM;
+	}
+	if (!err)
+		err = on ? static_call(update_ftrace_direct_add_call)(&each, hash) :
+			   static_call(update_ftrace_direct_del_call)(&each, hash);
+	if (hash)
+		static_call(free_ftrace_hash_call)(hash);
+	return err;
+}
+
+void fentry_kernel_quiesce(void)
+{
+	synchronize_rcu_tasks_rude();
+	synchronize_rcu_tasks();
+}
+
+void fentry_kernel_sleep(void)
+{
+	msleep(10);
 }
 
 u8 *fentry_kernel_alloc(size_t bytes)

@@ -5,11 +5,15 @@
  *   control     written: one command
  *                 select MOST    a selection of at most MOST functions begins
  *                 attach         counts calls of all selected functions, from now on
- *                 detach         no more
+ *                 measure        measures how long they take: functions that return soon, and
+ *                                have all their arguments in registers
+ *                 detach         ends either
  *                 bench CALLS    calls gcd() so often, and keeps how long that took
  *   functions   written: whole lines of /sys/kernel/tracing/available_filter_functions_addrs,
  *               whose functions are added to the selection
  *   counters    read: calls and name of every selected function that was called
+ *   latencies   read: for every selected function that was measured, its name, and how many
+ *               calls took how many cycles: 2^12:34 says that 34 took 4096 to 8191
  *   status      read: one line of key=value
  */
 #define pr_fmt(fmt) "fentry: " fmt
@@ -64,6 +68,8 @@ static int command(const char *text)
 		return fentry_select(tracer, number);
 	if (!strcmp(text, "attach"))
 		return timed(fentry_attach, &attach_ns);
+	if (!strcmp(text, "measure"))
+		return timed(fentry_measure, &attach_ns);
 	if (!strcmp(text, "detach"))
 		return timed(fentry_detach, &detach_ns);
 	if (sscanf(text, "bench %lu", &number) == 1)
@@ -150,6 +156,34 @@ static int counters_show(struct seq_file *file, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(counters);
 
+static int latencies_show(struct seq_file *file, void *unused)
+{
+	u64 buckets[FENTRY_BUCKETS], entry;
+	size_t position, count;
+
+	mutex_lock(&lock);
+	count = fentry_selected(tracer);
+	for (position = 0; position < count; position++) {
+		bool named = false;
+		int bucket;
+
+		entry = fentry_histogram(tracer, position, buckets);
+		for (bucket = 0; entry && bucket < FENTRY_BUCKETS; bucket++) {
+			if (!buckets[bucket])
+				continue;
+			if (!named)
+				seq_printf(file, "%ps", (void *)entry);
+			named = true;
+			seq_printf(file, " 2^%d:%llu", bucket, buckets[bucket]);
+		}
+		if (named)
+			seq_putc(file, '\n');
+	}
+	mutex_unlock(&lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(latencies);
+
 static int status_show(struct seq_file *file, void *unused)
 {
 	size_t position, count, called = 0;
@@ -208,6 +242,7 @@ static int __init fentry_module_init(void)
 	debugfs_create_file("control", 0200, folder, NULL, &control_fops);
 	debugfs_create_file("functions", 0200, folder, NULL, &functions_fops);
 	debugfs_create_file("counters", 0400, folder, NULL, &counters_fops);
+	debugfs_create_file("latencies", 0400, folder, NULL, &latencies_fops);
 	debugfs_create_file("status", 0400, folder, NULL, &status_fops);
 	return 0;
 }

@@ -47,6 +47,8 @@ pub const fn parts() -> Parts<Kernel> {
         cores: KernelCores,
         images: KernelImages::new(),
         tables: KernelTables::new(),
+        // Emitted code finds side stacks by `fs`, which in a kernel is user space's.
+        side_stack: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the C part of the module calls: `module/shim.c`, with its own declarations of these.
 //! All but [`fentry_size`] are called one at a time, from a task that may sleep.
 
+use crate::exits::BUCKETS;
 use crate::kernel::{Errno, Line};
 use crate::tracer::{Failure, Tracer};
 
@@ -77,6 +78,12 @@ pub extern "C" fn fentry_attach(tracer: &mut Tracer) -> i32 {
     answer("attach", tracer.attach())
 }
 
+/// Attaches to entry and exit of all selected functions.
+#[unsafe(no_mangle)]
+pub extern "C" fn fentry_measure(tracer: &mut Tracer) -> i32 {
+    answer("measure", tracer.measure())
+}
+
 /// Detaches from all of them.
 #[unsafe(no_mangle)]
 pub extern "C" fn fentry_detach(tracer: &mut Tracer) -> i32 {
@@ -95,6 +102,19 @@ pub extern "C" fn fentry_calls(tracer: &Tracer, position: usize, entry: &mut u64
     let (address, calls) = tracer.calls(position).unwrap_or((0, 0));
     *entry = address;
     calls
+}
+
+/// How long calls of the selected function at `position` took: the counts go to
+/// `buckets`, and its entry is returned; 0 if nothing is measured.
+#[unsafe(no_mangle)]
+pub extern "C" fn fentry_histogram(
+    tracer: &Tracer,
+    position: usize,
+    buckets: &mut [u64; BUCKETS],
+) -> u64 {
+    let Some((entry, histogram)) = tracer.histogram(position) else { return 0 };
+    *buckets = histogram;
+    entry
 }
 
 /// Bytes that attaching takes.

@@ -76,7 +76,7 @@ unsafe impl ImageMemory for KernelImages {
         let place = self.pages.iter_mut().find(|page| page.is_none()).ok_or(Errno::NO_MEMORY)?;
         let used = free_run(0, count).ok_or(Errno::INVALID)?;
         // SAFETY: it may sleep, as every caller of the engine may.
-        let address = unsafe { kernel::fentry_kernel_image_page() };
+        let address = unsafe { kernel::fentry_kernel_images(PAGE) };
         if address == 0 {
             return Err(Errno::NO_MEMORY);
         }
@@ -103,7 +103,7 @@ unsafe impl ImageMemory for KernelImages {
         page.used &= !pieces(address - base, size);
         if page.used == 0 {
             // SAFETY: nothing of the page is in use, and nobody is in it (contract).
-            unsafe { kernel::fentry_kernel_image_page_free(base) };
+            unsafe { kernel::fentry_kernel_images_free(base) };
             *place = None;
             return;
         }
@@ -119,7 +119,7 @@ impl Drop for KernelImages {
         for Page { address, .. } in self.pages.iter().flatten() {
             // SAFETY: the engine that used it is being dropped, and its embedder drops it
             // only when no core runs an image.
-            unsafe { kernel::fentry_kernel_image_page_free(*address) };
+            unsafe { kernel::fentry_kernel_images_free(*address) };
         }
     }
 }

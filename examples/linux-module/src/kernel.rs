@@ -45,10 +45,11 @@ unsafe extern "C" {
     /// Has every core execute a serialising instruction.
     pub fn fentry_kernel_sync_cores();
 
-    /// A page of executable memory near the kernel's text, full of `int3`; 0 if there is none.
-    pub fn fentry_kernel_image_page() -> u64;
-    /// Gives such a page back.
-    pub fn fentry_kernel_image_page_free(address: u64);
+    /// Executable memory near the kernel's text, whole pages of it, full of `int3`; 0 if there
+    /// is none.
+    pub fn fentry_kernel_images(bytes: usize) -> u64;
+    /// Gives it back.
+    pub fn fentry_kernel_images_free(address: u64);
 
     /// Address space for a table; null if there is none.
     pub fn fentry_kernel_reserve(bytes: usize) -> *mut u8;
@@ -61,6 +62,13 @@ unsafe extern "C" {
     /// leads somewhere already must be exactly what an earlier call led there.
     pub fn fentry_kernel_land(sites: *const u64, count: usize, from: u64, to: u64) -> i32;
 
+    /// Has ftrace lead each of `count` pairs of a site and an address there, or no more.
+    pub fn fentry_kernel_lead_each(ways: *const u64, count: usize, on: i32) -> i32;
+    /// Returns when every core has scheduled, and every task has been seen outside of emitted
+    /// code, unless it sleeps there.
+    pub fn fentry_kernel_quiesce();
+    /// Sleeps for some milliseconds.
+    pub fn fentry_kernel_sleep();
     /// Where ftrace leads `site` for us; 0 for nowhere.
     pub fn fentry_kernel_led(site: u64) -> u64;
 

@@ -12,10 +12,13 @@
 //! * [`embedder`]: the engine's traits, over the functions of [`kernel`].
 //! * [`functions`]: what stands around a patch site, and what is refused.
 //! * [`tracer`]: one selection of functions, attached to and detached from as a whole.
+//! * [`exits`]: how long calls take.
 //! * [`exports`]: what the C part of the module calls.
 #![no_std]
 
+pub mod array;
 pub mod embedder;
+pub mod exits;
 pub mod exports;
 pub mod functions;
 pub mod images;

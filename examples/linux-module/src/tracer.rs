@@ -1,55 +1,19 @@
 //! One selection of functions, with one program on all of them.
 
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use fentry::attach::{AttachError, Attachment, Cookies, Engine, FunctionId, Lanes};
+use fentry::attach::{AttachError, Attachment, Cookies, Engine, FunctionId, Lanes, ProgramKind};
 use fentry::emit::{Context, Vectors};
 use fentry::patch::{Poke, Protocol, TrapResolver};
 
+use crate::array::Array;
 use crate::embedder::{Kernel, parts};
+use crate::exits::{BUCKETS, Exits, Measured};
 use crate::functions::{self, Refusal};
-use crate::kernel::{self, Errno, Line};
+use crate::kernel::{Errno, Line};
 
 /// Asked by nobody: ftrace has its own trap handler.
 static TRAPS: TrapResolver = TrapResolver::new();
-
-/// An array in memory of the kernel's.
-#[derive(Debug)]
-struct Array<T> {
-    memory: NonNull<T>,
-    len: usize,
-}
-
-impl<T> Array<T> {
-    /// `len` times the value whose bytes are all zero.
-    ///
-    /// # Safety
-    /// There is one.
-    unsafe fn zeroed(len: usize) -> Result<Self, Errno> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::NO_MEMORY)?;
-        // SAFETY: it may sleep, as every caller of this module may.
-        let memory = unsafe { kernel::fentry_kernel_alloc(bytes) };
-        Ok(Self { memory: NonNull::new(memory.cast()).ok_or(Errno::NO_MEMORY)?, len })
-    }
-
-    const fn as_slice(&self) -> &[T] {
-        // SAFETY: `zeroed` has allocated `len` values, and nobody else has them.
-        unsafe { core::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
-    }
-
-    const fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as above.
-        unsafe { core::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
-    }
-}
-
-impl<T> Drop for Array<T> {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `zeroed`.
-        unsafe { kernel::fentry_kernel_free(self.memory.as_ptr().cast()) };
-    }
-}
 
 /// The functions that were selected, and what is counted for them.
 #[derive(Debug)]
@@ -66,7 +30,16 @@ struct Selection {
 pub struct Tracer {
     engine: Engine<Kernel>,
     selection: Option<Selection>,
-    attached: Option<Lanes>,
+    attached: Option<Attached>,
+}
+
+/// What is attached to the selection.
+#[derive(Debug)]
+enum Attached {
+    /// The program that counts calls.
+    Count(Lanes),
+    /// Those that measure them.
+    Measure(Exits),
 }
 
 /// Why something was not done.
@@ -174,7 +147,8 @@ impl Tracer {
         let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
         let program = Attachment {
             target: count as *const () as u64,
-            data: Some(selection.calls.memory.as_ptr() as u64),
+            kind: ProgramKind::Entry,
+            data: Some(selection.calls.as_slice().as_ptr() as u64),
             vectors: Vectors::Untouched,
             cookies: Cookies::Position,
         };
@@ -183,7 +157,30 @@ impl Tracer {
         // exit detaches; the kernel's text stays, and only ftrace patches sites.
         let lanes =
             unsafe { self.engine.attach(selection.selected(), &[program], pokes.as_mut_slice()) }?;
-        self.attached = Some(lanes);
+        self.attached = Some(Attached::Count(lanes));
+        Ok(())
+    }
+
+    /// Attaches to entry and exit of all selected functions, to measure how long calls take.
+    ///
+    /// # Errors
+    /// [`Failure`]; then nothing is attached.
+    pub fn measure(&mut self) -> Result<(), Failure> {
+        if self.attached.is_some() {
+            return Err(Failure::Attached);
+        }
+        let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
+        let text = &self.engine.parts().text;
+        // SAFETY: addresses are integers.
+        let mut measured: Array<Measured> = unsafe { Array::zeroed(selection.count)? };
+        for (place, &id) in measured.as_mut_slice().iter_mut().zip(selection.selected()) {
+            let entry = self.engine.entry(id).ok_or(Failure::NoSelection)?;
+            *place = functions::measured(text, entry)?;
+        }
+        // SAFETY: that the functions return, and have no arguments on the stack, is what
+        // whoever selects them for this vouches for.
+        let exits = unsafe { Exits::begin(measured.as_slice()) }?;
+        self.attached = Some(Attached::Measure(exits));
         Ok(())
     }
 
@@ -192,7 +189,15 @@ impl Tracer {
     /// # Errors
     /// [`Failure`]; unless it is [`AttachError::Text`], the program is still attached.
     pub fn detach(&mut self) -> Result<(), Failure> {
-        let lanes = self.attached.ok_or(Failure::NotAttached)?;
+        let lanes = match &self.attached {
+            None => return Err(Failure::NotAttached),
+            Some(Attached::Measure(exits)) => {
+                exits.end()?;
+                self.attached = None;
+                return Ok(());
+            }
+            Some(Attached::Count(lanes)) => *lanes,
+        };
         let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
         let mut pokes = selection.pokes()?;
         // SAFETY: as in `attach`.
@@ -239,13 +244,29 @@ impl Tracer {
         Some((self.engine.entry(id)?.get(), calls))
     }
 
+    /// How long calls of the selected function at `position` took, while that is measured.
+    #[must_use]
+    pub fn histogram(&self, position: usize) -> Option<(u64, [u64; BUCKETS])> {
+        let selection = self.selection.as_ref()?;
+        let entry = self.engine.entry(*selection.selected().get(position)?)?;
+        match &self.attached {
+            Some(Attached::Measure(exits)) => Some((entry.get(), exits.histogram(position)?)),
+            _ => None,
+        }
+    }
+
     /// Bytes that attaching takes: tables, images, counters and the selection itself.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let parts = self.engine.parts();
         let each = size_of::<FunctionId>() + size_of::<AtomicU64>();
-        let selection = self.selection.as_ref().map_or(0, |selection| selection.functions.len);
-        parts.tables.bytes() + parts.images.bytes() + selection * each
+        let selection =
+            self.selection.as_ref().map_or(0, |selection| selection.functions.as_slice().len());
+        let exits = match &self.attached {
+            Some(Attached::Measure(exits)) => exits.bytes(),
+            _ => 0,
+        };
+        parts.tables.bytes() + parts.images.bytes() + selection * each + exits
     }
 }
 
