@@ -1,5 +1,5 @@
-# The module under load: everything that can be hooked, and then loading and unloading.
-# ROUNDS is how often.
+# The module under load: thousands of functions at once, entry and exit of some, and then
+# loading and unloading. FUNCTIONS is how many, and ROUNDS how often.
 
 control=/sys/kernel/debug/fentry/control
 
@@ -43,12 +43,12 @@ use_files 1 &
 use_processes 2 &
 
 insmod /fentry.ko || fail "the module cannot be loaded"
-guest functions 100000 >/all
-guest select /all
+guest functions "$FUNCTIONS" >/many
+guest select /many
 echo attach >$control || fail "attaching"
 before=$(works)
 sleep 10
-echo "load: functions=$(status functions) called=$(status called) calls=$(status calls) attach_us=$(($(status attach_ns) / 1000)) works=$(($(works) - before))"
+echo "load: uptime=$(cut -d" " -f1 /proc/uptime) functions=$(status functions) called=$(status called) calls=$(status calls) attach_us=$(($(status attach_ns) / 1000)) works=$(($(works) - before))"
 [ "$(works)" -gt "$before" ] || fail "nothing was worked while functions were hooked"
 sort -rn /sys/kernel/debug/fentry/counters | head -n 10 | sed 's/^/load: most called: /'
 echo detach >$control || fail "detaching"
@@ -67,7 +67,7 @@ echo detach >$control || fail "detaching from entry and exit"
 echo "load: measured=$measured of $(status functions) attach_us=$(($(status attach_ns) / 1000))"
 rmmod fentry || fail "the module cannot be unloaded"
 
-guest functions 500 >/some
+guest functions 200 >/some
 round=0
 hooked=0
 while [ $round -lt "$ROUNDS" ]; do
@@ -80,6 +80,6 @@ while [ $round -lt "$ROUNDS" ]; do
     rmmod fentry || fail "the module cannot be unloaded"
     round=$((round + 1))
 done
-echo "rounds: rounds=$round hooked=$hooked works=$(works)"
+echo "rounds: uptime=$(cut -d" " -f1 /proc/uptime) rounds=$round hooked=$hooked works=$(works)"
 touch /tmp/stop
 wait

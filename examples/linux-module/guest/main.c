@@ -23,8 +23,8 @@
 #define TRACING "/sys/kernel/tracing/"
 
 /* Calls that a cost is measured over, and how often that is done. */
-#define CALLS 500000
-#define RUNS 3
+#define CALLS 100000
+#define RUNS 15
 
 void die(const char *what, const char *which)
 {
@@ -274,7 +274,7 @@ static void module_select(const struct functions *functions)
 /* What attaching by one way costs. */
 struct costs {
 	uint64_t load_ns, attach_ns, detach_ns, calls;
-	long kb;
+	long kb, own_kb;
 	double call_ns;
 };
 
@@ -319,6 +319,7 @@ static void by_module(const struct functions *functions, struct costs *costs)
 	costs->attach_ns = status("attach_ns=");
 	costs->kb = before - free_kb();
 	costs->call_ns = call_cost();
+	costs->own_kb = status("bytes=") / 1024;
 	costs->calls = counted();
 	command("detach");
 	costs->detach_ns = status("detach_ns=");
@@ -377,9 +378,9 @@ static void row(const char *name, const char *path)
 		printf("guest: error: %s has counted %lu of %d calls\n", name, costs.calls,
 		       RUNS * CALLS);
 	printf("row: way=%s functions=%zu load_us=%lu attach_us=%lu detach_us=%lu kb=%ld "
-	       "call_ns=%.1f calls=%lu\n", name, way ? functions.count : 0, costs.load_ns / 1000,
-	       costs.attach_ns / 1000, costs.detach_ns / 1000, costs.kb, costs.call_ns,
-	       costs.calls);
+	       "own_kb=%ld call_ns=%.1f calls=%lu\n", name, way ? functions.count : 0, costs.load_ns / 1000,
+	       costs.attach_ns / 1000, costs.detach_ns / 1000, costs.kb,
+	       costs.own_kb, costs.call_ns, costs.calls);
 }
 
 int main(int argc, char **argv)

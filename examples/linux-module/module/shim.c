@@ -24,6 +24,7 @@
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/objtool.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -206,8 +207,11 @@ static int status_show(struct seq_file *file, void *unused)
 DEFINE_SHOW_ATTRIBUTE(status);
 
 /*
- * The engine is made by value, and is larger than what a kernel stack has room for.
+ * The engine is made by value, and is larger than what a kernel stack has room for. Rust probes
+ * so large a frame, which objtool does not follow.
  */
+STACK_FRAME_NON_STANDARD(fentry_start);
+
 static int __init start_on_big_stack(void)
 {
 	const size_t size = 16 * PAGE_SIZE;

@@ -112,12 +112,16 @@ impl Exits {
         if exits.trampolines == 0 {
             return Err(Errno::NO_MEMORY);
         }
-        exits.emit(functions)?;
+        let emitted = exits.emit(functions);
+        // SAFETY: nothing is being written.
+        unsafe { kernel::fentry_kernel_write_end() };
+        emitted?;
         // SAFETY: the trampolines are emitted, for the functions with these sites.
         Errno::check(unsafe { exits.lead(true) })?;
         Ok(exits)
     }
 
+    /// Emits the trampolines, and leaves open what they are written through.
     fn emit(&mut self, functions: &[Measured]) -> Result<(), Errno> {
         let calls = self.calls.as_slice().as_ptr() as u64;
         // No program looks at its cookie; some word has to be there.
@@ -152,8 +156,6 @@ impl Exits {
             Errno::check(answer)?;
             *way = [function.site, start];
         }
-        // SAFETY: nothing is being written.
-        unsafe { kernel::fentry_kernel_write_end() };
         Ok(())
     }
 

@@ -67,7 +67,7 @@ unsafe extern "C" {
     /// Returns when every core has scheduled, and every task has been seen outside of emitted
     /// code, unless it sleeps there.
     pub fn fentry_kernel_quiesce();
-    /// Sleeps for some milliseconds.
+    /// Sleeps for ten milliseconds.
     pub fn fentry_kernel_sleep();
     /// Where ftrace leads `site` for us; 0 for nowhere.
     pub fn fentry_kernel_led(site: u64) -> u64;

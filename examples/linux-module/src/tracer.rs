@@ -10,10 +10,13 @@ use crate::array::Array;
 use crate::embedder::{Kernel, parts};
 use crate::exits::{BUCKETS, Exits, Measured};
 use crate::functions::{self, Refusal};
-use crate::kernel::{Errno, Line};
+use crate::kernel::{self, Errno, Line};
 
 /// Asked by nobody: ftrace has its own trap handler.
 static TRAPS: TrapResolver = TrapResolver::new();
+
+/// The most functions of a selection: more than any kernel has.
+const MOST: usize = 1 << 20;
 
 /// The functions that were selected, and what is counted for them.
 #[derive(Debug)]
@@ -109,6 +112,9 @@ impl Tracer {
     /// [`Failure`]; then there is no selection.
     pub fn select(&mut self, most: usize) -> Result<(), Failure> {
         self.clear()?;
+        if most > MOST {
+            return Err(Failure::Kernel(Errno::INVALID));
+        }
         // SAFETY: ids and counters are integers.
         let (functions, calls) = unsafe { (Array::zeroed(most)?, Array::zeroed(most)?) };
         self.selection = Some(Selection { functions, count: 0, calls });
@@ -284,11 +290,14 @@ impl Selection {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        if self.attached.is_some()
-            && let Err(failure) = self.detach()
-        {
-            // There is no way back out of the unloading of a module.
-            Line::log(format_args!("still attached: {failure}"));
+        // A module that is being unloaded cannot stay, and what is attached cannot do without
+        // it: whatever it is, it has to be over first.
+        while self.attached.is_some() {
+            if let Err(failure) = self.detach() {
+                Line::log(format_args!("still attached: {failure}"));
+                // SAFETY: whoever ends a tracer may sleep.
+                unsafe { kernel::fentry_kernel_sleep() };
+            }
         }
     }
 }
