@@ -17,6 +17,7 @@
 #include <linux/kprobes.h>
 #include <linux/list.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
@@ -25,7 +26,9 @@
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 #include <asm/ibt.h>
+#include <asm/nospec-branch.h>
 #include <asm/sync_core.h>
+#include <asm/text-patching.h>
 
 #include "fentry.h"
 
@@ -75,8 +78,24 @@ static void *find(const char *name)
 		static_call_update(name##_call, (typeof(&no_##name))found); \
 	}
 
+/* What the kernel makes of a return: where a CPU's mitigation wants it, a jump to a thunk. */
+void a_return(void);
+asm(".pushsection .text, \"ax\", @progbits\n"
+    ".type a_return, @function\n"
+    "a_return: " ASM_ENDBR ASM_RET
+    ".size a_return, . - a_return\n"
+    ".popsection\n");
+
+static bool plain_returns;
+module_param(plain_returns, bool, 0444);
+MODULE_PARM_DESC(plain_returns, "load even where the kernel returns by thunks, and emitted code does not");
+
 int fentry_kernel_init(void)
 {
+	if (((u8 *)a_return)[ENDBR_INSN_SIZE] == JMP32_INSN_OPCODE && !plain_returns) {
+		pr_err("on this CPU the kernel returns by thunks, and emitted code does not: load with plain_returns=1 if this is acceptable\n");
+		return -EOPNOTSUPP;
+	}
 	FOUND(FIND)
 	return 0;
 }

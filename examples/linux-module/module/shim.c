@@ -20,7 +20,6 @@
 
 #include <linux/debugfs.h>
 #include <linux/gcd.h>
-#include <linux/glob.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
