@@ -9,7 +9,7 @@
  *                                have all their arguments in registers
  *                 detach         ends either
  *                 bench CALLS    calls gcd() so often, and keeps how long that took
- *   functions   written: whole lines of /sys/kernel/tracing/available_filter_functions_addrs,
+ *   functions   written: lines of /sys/kernel/tracing/available_filter_functions_addrs,
  *               whose functions are added to the selection
  *   counters    read: calls and name of every selected function that was called
  *   latencies   read: for every selected function that was measured, its name, and how many
@@ -98,44 +98,60 @@ static const struct file_operations control_fops = {
 	.llseek = noop_llseek,
 };
 
-/* Adds the functions of whole lines, and returns how many bytes those are. */
-static ssize_t add_lines(char *text, size_t len)
+/* As much of a line as has come: all that is wanted of it is the address that it begins with. */
+struct line {
+	size_t len;
+	char text[24];
+};
+
+/* Adds the function of the line to the selection. */
+static int end_line(struct line *line)
 {
-	char *line, *next = text;
-	ssize_t done = 0;
+	u64 site;
 
-	while ((line = next) && (next = strchr(line, '\n'))) {
-		u64 site;
+	line->text[line->len] = 0;
+	line->len = 0;
+	return sscanf(line->text, "%llx", &site) == 1 ? fentry_add(tracer, site) : 0;
+}
 
-		*next++ = 0;
-		done = next - text;
-		if (sscanf(line, "%llx", &site) == 1) {
-			int err = fentry_add(tracer, site);
-
-			if (err < 0)
-				return err;
-		}
-	}
-	return done ? done : -EINVAL;
+static int functions_open(struct inode *inode, struct file *file)
+{
+	file->private_data = kzalloc_obj(struct line);
+	return file->private_data ? 0 : -ENOMEM;
 }
 
 static ssize_t functions_write(struct file *file, const char __user *from, size_t len, loff_t *at)
 {
-	char *text = memdup_user_nul(from, min(len, (size_t)PAGE_SIZE));
-	ssize_t done;
+	struct line *line = file->private_data;
+	size_t each, size = min(len, (size_t)PAGE_SIZE);
+	char *text = memdup_user(from, size);
+	int err = 0;
 
 	if (IS_ERR(text))
 		return PTR_ERR(text);
 	mutex_lock(&lock);
-	done = add_lines(text, min(len, (size_t)PAGE_SIZE));
+	for (each = 0; each < size && err >= 0; each++) {
+		if (text[each] == '\n')
+			err = end_line(line);
+		else if (line->len < sizeof(line->text) - 1)
+			line->text[line->len++] = text[each];
+	}
 	mutex_unlock(&lock);
 	kfree(text);
-	return done;
+	return err < 0 ? err : size;
+}
+
+static int functions_release(struct inode *inode, struct file *file)
+{
+	kfree(file->private_data);
+	return 0;
 }
 
 static const struct file_operations functions_fops = {
 	.owner = THIS_MODULE,
+	.open = functions_open,
 	.write = functions_write,
+	.release = functions_release,
 	.llseek = noop_llseek,
 };
 
