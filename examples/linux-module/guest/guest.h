@@ -33,6 +33,10 @@ void write_file(const char *path, const char *text, size_t size);
  * or arguments that BPF's trampolines cannot pass. */
 void keep_known_to_btf(struct functions *functions);
 
+/* `count` functions whose names match, of all that every way of attaching can attach to, and
+ * gcd(). */
+struct functions choose(size_t count, const char *glob);
+
 /* Ways of attaching, each with its program counting calls of each function. */
 void *bpf_each(const struct functions *functions, int at_exit, uint64_t *load_ns, uint64_t *ns);
 void *bpf_kprobe_multi(const struct functions *functions, int at_exit, uint64_t *load_ns,
