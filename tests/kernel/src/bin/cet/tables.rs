@@ -16,9 +16,10 @@ use fentry::layout::{Config, LandingPad};
 use machine::paging::{self, Range, Rights};
 
 use crate::attempt::{Protection, far};
-use crate::images::{COOKIE, INDEX, call_site, function, index_from, program};
+use crate::images::{call_site, function, index_from};
 use crate::lab::{Failure, Function, Lab, patch};
 use crate::preambles::{GENERATIONS, HASH, OTHER_HASH, PROTECTIONS};
+use crate::programs::{COOKIE, INDEX, program};
 use crate::report::{Code, Expected, Report, SUM};
 use crate::shape;
 
