@@ -29,9 +29,9 @@ pub struct Flow<'a> {
     /// How often `gs:` memory was shifted.
     pub counts: u32,
     /// Where a jump goes on at `r11`.
-    pub indirect_thunk: u64,
+    pub indirect_thunk: Option<u64>,
     /// Where a jump returns.
-    pub return_thunk: u64,
+    pub return_thunk: Option<u64>,
     zero: bool,
     carry: bool,
 }
@@ -46,8 +46,8 @@ impl<'a> Flow<'a> {
             stack: Vec::new(),
             readable: Vec::new(),
             counts: 0,
-            indirect_thunk: 0,
-            return_thunk: 0,
+            indirect_thunk: None,
+            return_thunk: None,
             zero: false,
             carry: false,
         }
@@ -64,9 +64,9 @@ impl<'a> Flow<'a> {
     /// Runs from `at` to where the path ends.
     pub fn run(&mut self, mut at: u64) -> Stop {
         for _ in 0..PATIENCE {
-            if at == self.indirect_thunk {
+            if Some(at) == self.indirect_thunk {
                 at = self.regs[R11];
-            } else if at == self.return_thunk {
+            } else if Some(at) == self.return_thunk {
                 match self.stack.pop() {
                     Some(back) => at = back,
                     None => return Stop::Return,

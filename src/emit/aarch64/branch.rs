@@ -5,11 +5,7 @@ use crate::emit::mitigation::{HardeningError, Mitigations};
 use crate::encode::CodeBuffer;
 use crate::encode::aarch64::{Reg, WORD, autiasp, b, bl, blr, br, dsb_sy, isb, paciasp, ret};
 
-use super::preamble::Check;
-
-/// The register that indirect branches are made through: one of the two from which `br` may land
-/// where `blr` may.
-pub const TARGET: Reg = Reg::X16;
+use super::check::{Check, TARGET};
 
 /// Mitigations and what they need, found to fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,7 +2,8 @@
 
 use memoffset::offset_of;
 
-use super::branch::{Hardening, TARGET};
+use super::branch::Hardening;
+use super::check::TARGET;
 use super::context::Context;
 use crate::emit::{EmitError, IndexFrom, Mitigations, ProgramCall, Stride};
 use crate::encode::aarch64::{

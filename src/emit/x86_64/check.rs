@@ -7,10 +7,37 @@ use crate::encode::x86_64::{
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
-use super::preamble::{FINEIBT_PREFIX, Generation};
-
 /// The register that checked calls are made through, as Linux does.
 pub const TARGET: Reg = Reg::R11;
+
+/// Bytes of a FineIBT preamble before the entry. Callers count on them: they call the entry
+/// less 16 (`fineibt_prefix_size`, arch/x86/kernel/alternative.c, Linux 7.2).
+pub const FINEIBT_PREFIX: u8 = 16;
+
+/// Which Linux wrote the FineIBT preamble. A caller of one generation cannot call a callee of
+/// another: they differ in where the hash is handed over, and callers know where the preamble
+/// keeps its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Generation {
+    /// Linux 6.2 to 6.14: hash in `r10d`, and a `ud2`.
+    Original,
+    /// Linux 6.15, "x86/ibt: Optimize the FineIBT instruction sequence": hash in `r10d`, and a
+    /// jump back into the subtraction, whose byte EA raises #UD.
+    Short,
+    /// Linux 7.2: hash in `eax`, and a jump into the nop at the entry, whose byte D6 raises #UD.
+    Udb,
+}
+
+impl Generation {
+    /// The register that the caller hands the hash over in. A FineIBT call changes it.
+    #[must_use]
+    pub const fn register(self) -> Reg {
+        match self {
+            Self::Original | Self::Short => Reg::R10,
+            Self::Udb => Reg::Rax,
+        }
+    }
+}
 
 /// What a caller does between having a function's entry in `r11` and calling `r11`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -31,15 +31,13 @@ mod thunk;
 pub use branch::{CallDepth, Hardening, Symbols};
 pub use call_table::CallTable;
 pub use called::CalledTrampoline;
-pub use check::{Check, TARGET};
+pub use check::{Check, FINEIBT_PREFIX, Generation, TARGET};
 pub use dispatch::Dispatcher;
 pub use enter::SideStackBodies;
 pub use entry::EntryBody;
 pub use exit_thunk::{Bodies, EXIT_THUNK_SIZE, Kept, exit_thunk};
 pub use frame::FrameBodies;
-pub use preamble::{
-    Arity, BHI_STUB_MAX, Bhi, FINEIBT_PREFIX, FineIbt, Generation, Kcfi, Preamble, bhi_stub,
-};
+pub use preamble::{Arity, BHI_STUB_MAX, Bhi, FineIbt, Kcfi, Preamble, bhi_stub};
 pub use preamble_hash::{HashPlace, PreambleError};
 pub use replacement::{REPLACEMENT_SIZE, replacement};
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};

@@ -9,11 +9,7 @@ use crate::encode::x86_64::{
 use crate::encode::{CodeBuffer, EncodeError};
 use crate::layout::LandingPad;
 
-use super::check::Check;
-
-/// Bytes of a FineIBT preamble before the entry. Callers count on them: they call the entry
-/// less 16 (`fineibt_prefix_size`, arch/x86/kernel/alternative.c, Linux 7.2).
-pub const FINEIBT_PREFIX: u8 = 16;
+use super::check::{Check, FINEIBT_PREFIX, Generation};
 
 /// How many arguments a function takes in registers, as clang 21 and later say it in a kCFI
 /// preamble (`-fsanitize-kcfi-arity`); 7 where one or more are on the stack.
@@ -70,31 +66,6 @@ pub struct Kcfi {
     pub padding: u8,
     /// What stands at the entry.
     pub landing_pad: LandingPad,
-}
-
-/// Which Linux wrote the FineIBT preamble. A caller of one generation cannot call a callee of
-/// another: they differ in where the hash is handed over, and callers know where the preamble
-/// keeps its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Generation {
-    /// Linux 6.2 to 6.14: hash in `r10d`, and a `ud2`.
-    Original,
-    /// Linux 6.15, "x86/ibt: Optimize the FineIBT instruction sequence": hash in `r10d`, and a
-    /// jump back into the subtraction, whose byte EA raises #UD.
-    Short,
-    /// Linux 7.2: hash in `eax`, and a jump into the nop at the entry, whose byte D6 raises #UD.
-    Udb,
-}
-
-impl Generation {
-    /// The register that the caller hands the hash over in. A FineIBT call changes it.
-    #[must_use]
-    pub const fn register(self) -> Reg {
-        match self {
-            Self::Original | Self::Short => Reg::R10,
-            Self::Udb => Reg::Rax,
-        }
-    }
 }
 
 /// How a FineIBT preamble keeps a branch that is predicted wrongly from using arguments

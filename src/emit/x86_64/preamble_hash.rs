@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use super::preamble::{FineIbt, Generation, Kcfi, Preamble};
+use super::check::Generation;
+use super::preamble::{FineIbt, Kcfi, Preamble};
 use crate::emit::kcfi;
 
 /// Where a preamble keeps its hash.
