@@ -49,13 +49,13 @@ fn entry_body() {
 }
 
 #[test]
-fn guarded() {
-    replay("guarded", checks::guarded::check);
+fn layout() {
+    replay("layout", checks::layout::check);
 }
 
 #[test]
-fn layout() {
-    replay("layout", checks::layout::check);
+fn guarded() {
+    replay("guarded", checks::guarded::check);
 }
 
 #[test]

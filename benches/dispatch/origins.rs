@@ -5,14 +5,13 @@
 //! returns; nothing else. All keep calls and returns balanced.
 
 use fentry::addr::Origin;
-use fentry::emit::x86_64::{Bodies, CallTable, Check, EXIT_THUNK_SIZE, TARGET, exit_thunk};
+use fentry::emit::x86_64::{Bodies, CallTable, Check, EXIT_THUNK_SIZE, Kept, TARGET, exit_thunk};
 use fentry::emit::{EmitError, Mitigations};
 use fentry::encode::CodeBuffer;
 use fentry::encode::x86_64::{
     Condition, Mem, Reg, Scale, add_imm, add_reg, call, jcc, jmp, lea, mov_imm32, mov_imm64,
     mov_load64, mov_reg_reg, mov_store64, pop, push, ret, sub_imm, test_reg, xor_reg32,
 };
-use fentry::layout::LandingPad;
 
 use crate::ground::Ground;
 use crate::support::{Work, interleaved, median, ratio};
@@ -72,7 +71,7 @@ fn bodies(code: &mut CodeBuffer<'_>, data: u64) -> Result<Bodies, EmitError> {
     ret(code)?;
     let exit = code.here();
     give_caller(code, data)?;
-    Ok(Bodies { enter, exit })
+    Ok(Bodies { enter, exit, kept: Kept::OnSideStack })
 }
 
 /// The column of origins, and the functions as their callers know them.
@@ -94,7 +93,7 @@ fn functions(ground: &mut Ground, form: Form, origins: &[Origin]) -> Vec<u64> {
     let body = match form {
         Form::Unhooked => return origins.iter().map(|origin| origin.get()).collect(),
         Form::Thunk => {
-            let mut made = Bodies { enter: 0, exit: 0 };
+            let mut made = Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack };
             ground.emit(64, |code| {
                 made = bodies(code, data).expect(near);
                 made.enter
@@ -122,7 +121,7 @@ fn functions(ground: &mut Ground, form: Form, origins: &[Origin]) -> Vec<u64> {
         }
         Form::Table(mitigations) => {
             let hardening = ground.hardening(mitigations, Check::None);
-            let table = CallTable { origins, landing_pad: LandingPad::None };
+            let table = CallTable { origins, endbr64: false };
             let select = ground.emit(64, |code| table.emit(code, &hardening).expect(near));
             ground.emit(64, |code| {
                 let body = code.here();

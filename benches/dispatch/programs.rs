@@ -7,7 +7,6 @@ use fentry::encode::x86_64::{
     Condition, Mem, Reg, add_imm, add_reg, call, cmp_load64, jcc, mov_imm32, mov_imm64, mov_load32,
     mov_reg_reg, mov_store64, nop, pop, push, ret, xor_reg32,
 };
-use fentry::layout::LandingPad;
 
 use crate::ground::Ground;
 use crate::support::common::Random;
@@ -21,12 +20,8 @@ const INDEX: Mem = Mem::at(Reg::Rdi, 64);
 /// Where the end of the indexes stands, in the page of data.
 const END: Mem = Mem::at(Reg::Rdi, 128);
 
-const PREAMBLE: Preamble = Preamble::Kcfi(Kcfi {
-    hash: 0x1234_5678,
-    arity: None,
-    padding: 0,
-    landing_pad: LandingPad::None,
-});
+const PREAMBLE: Preamble =
+    Preamble::Kcfi(Kcfi { hash: 0x1234_5678, arity: None, padding: 0, endbr64: false });
 
 /// Dispatches one run's indexes; returns the sum of what the programs return.
 type Driver = unsafe extern "C" fn(indexes: *const u32, end: *const u32) -> u64;

@@ -7,7 +7,6 @@ use std::process::Command;
 
 use fentry::emit::kcfi::{type_hash, without_landing_pad};
 use fentry::emit::x86_64::{Check, Preamble};
-use fentry::layout::LandingPad;
 
 use crate::{emitted, kcfi};
 
@@ -187,23 +186,22 @@ fn preambles_and_checks_are_clangs() {
     let hash = type_hash("_ZTSFllE");
     let prefixes = [0, 3, 11, 27, 59, 124, 125, 200];
     for padding in prefixes {
-        for landing_pad in [LandingPad::None, LandingPad::Endbr64] {
+        for endbr64 in [false, true] {
             let prefix = format!("-fpatchable-function-entry={padding},{padding}");
             let mut flags = vec!["-fsanitize=kcfi", "-c", "-mretpoline-external-thunk", &prefix];
-            if landing_pad == LandingPad::Endbr64 {
+            if endbr64 {
                 flags.push("-fcf-protection=branch");
             }
             let object = compile(clang, "checks", source, "c", &flags);
-            let (preamble, _) =
-                emitted(0, |code| kcfi(hash, None, padding, landing_pad).emit(code));
-            assert_eq!(occurrences(&object, &preamble), 1, "{padding} {landing_pad:?}");
+            let (preamble, _) = emitted(0, |code| kcfi(hash, None, padding, endbr64).emit(code));
+            assert_eq!(occurrences(&object, &preamble), 1, "{padding} {endbr64}");
             let check = Check::Kcfi { hash, padding };
             let (check, ()) = emitted(0, |code| check.emit(code));
-            assert_eq!(occurrences(&object, &check), 1, "{padding} {landing_pad:?}");
+            assert_eq!(occurrences(&object, &check), 1, "{padding} {endbr64}");
         }
     }
     // That a preamble says what its caller must check.
-    let preamble = kcfi(hash, None, 11, LandingPad::None);
+    let preamble = kcfi(hash, None, 11, false);
     assert_eq!(preamble.check(), Check::Kcfi { hash, padding: 11 });
     assert_eq!(Preamble::Endbr64.check(), Check::None);
 }

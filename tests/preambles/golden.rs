@@ -2,7 +2,6 @@
 //! arch/x86/kernel/alternative.c and in the patches that changed them, and what clang emits.
 
 use fentry::emit::x86_64::{Arity, Bhi, Check, Generation, Preamble, bhi_stub};
-use fentry::layout::LandingPad;
 
 use crate::{emitted, fineibt, kcfi};
 
@@ -148,9 +147,9 @@ fn stubs() {
 #[test]
 fn kcfi_preambles() {
     const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-    check_preamble(&kcfi(HASH, None, 0, LandingPad::None), &[0xb8, 0x78, 0x56, 0x34, 0x12], &[]);
+    check_preamble(&kcfi(HASH, None, 0, false), &[0xb8, 0x78, 0x56, 0x34, 0x12], &[]);
     check_preamble(
-        &kcfi(HASH, None, 11, LandingPad::Endbr64),
+        &kcfi(HASH, None, 11, true),
         &[
             0xb8, 0x78, 0x56, 0x34, 0x12, // movl $0x12345678, %eax
             0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
@@ -160,7 +159,7 @@ fn kcfi_preambles() {
     // eax 0, ecx 1, edx 2, ebx 3, esp 4, ebp 5, esi 6, edi 7: LLVM, "KCFI arity".
     for (arguments, opcode) in (0..8).zip(0xb8..) {
         check_preamble(
-            &kcfi(HASH, Arity::new(arguments), 0, LandingPad::Endbr64),
+            &kcfi(HASH, Arity::new(arguments), 0, true),
             &[opcode, 0x78, 0x56, 0x34, 0x12],
             &ENDBR64,
         );

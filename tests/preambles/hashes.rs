@@ -2,7 +2,6 @@
 
 use fentry::emit::kcfi::{rehash, without_landing_pad};
 use fentry::emit::x86_64::{Bhi, Generation, HashPlace, Preamble, PreambleError};
-use fentry::layout::LandingPad;
 use proptest::prelude::*;
 
 use crate::{GENERATIONS, emitted, fineibt, kcfi};
@@ -14,7 +13,7 @@ const NOP4_UDB: u32 = u32::from_le_bytes([0x0f, 0x1f, 0x40, 0xd6]);
 /// Every kind of preamble that has `hash`.
 fn preambles(hash: u32) -> Vec<Preamble> {
     let mut all: Vec<Preamble> =
-        [0, 3, 11, 27, 59, 255].map(|padding| kcfi(hash, None, padding, LandingPad::None)).into();
+        [0, 3, 11, 27, 59, 255].map(|padding| kcfi(hash, None, padding, false)).into();
     for generation in GENERATIONS {
         for bhi in [Bhi::None, Bhi::FirstArgument, Bhi::Stub(0x41_0000)] {
             all.push(fineibt(hash, generation, bhi));

@@ -15,7 +15,6 @@ use fentry::emit::x86_64::{
 };
 use fentry::emit::{EmitError, Mitigations};
 use fentry::encode::CodeBuffer;
-use fentry::layout::LandingPad;
 
 const GENERATIONS: [Generation; 3] = [Generation::Original, Generation::Short, Generation::Udb];
 
@@ -30,8 +29,8 @@ fn emitted<T>(
     (code.written().to_vec(), result)
 }
 
-const fn kcfi(hash: u32, arity: Option<Arity>, padding: u8, landing_pad: LandingPad) -> Preamble {
-    Preamble::Kcfi(Kcfi { hash, arity, padding, landing_pad })
+const fn kcfi(hash: u32, arity: Option<Arity>, padding: u8, endbr64: bool) -> Preamble {
+    Preamble::Kcfi(Kcfi { hash, arity, padding, endbr64 })
 }
 
 const fn fineibt(hash: u32, generation: Generation, bhi: Bhi) -> Preamble {

@@ -9,7 +9,6 @@ use fentry::emit::x86_64::{
 };
 use fentry::emit::{EmitError, Mitigations, Stride};
 use fentry::encode::{CodeBuffer, EncodeError};
-use fentry::layout::LandingPad;
 
 use super::flow::{Flow, Stop};
 use super::input::Input;
@@ -117,7 +116,7 @@ fn preamble(input: &mut Input<'_>, hash: u32, stub: u64) -> Preamble {
             hash,
             arity: Arity::new(input.u8() % 9),
             padding: input.u8(),
-            landing_pad: input.choose(&[LandingPad::None, LandingPad::Endbr64]),
+            endbr64: input.choose(&[false, true]),
         }),
         2 => Preamble::FineIbt(FineIbt { hash, generation, bhi: Bhi::None }),
         3 => Preamble::FineIbt(FineIbt { hash, generation, bhi: Bhi::FirstArgument }),
@@ -318,9 +317,9 @@ fn call_table(input: &mut Input<'_>) {
     let at = input.u64();
     let origins: Vec<Origin> =
         (0..input.u8() % 33).map(|_| Origin::new(input.address(at))).collect();
-    let landing_pad = input.choose(&[LandingPad::None, LandingPad::Endbr64]);
+    let endbr64 = input.choose(&[false, true]);
     let Some(guard) = guard(input, at, Check::None) else { return };
-    let table = CallTable { origins: &origins, landing_pad };
+    let table = CallTable { origins: &origins, endbr64 };
     let emit = |code: &mut CodeBuffer<'_>| table.emit(code, &guard.hardening);
     let Some((bytes, select)) = emitted(at, table.max_size(&guard.hardening), emit) else { return };
     if guard.is_in(at, bytes.len()) {

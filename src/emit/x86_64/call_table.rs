@@ -7,7 +7,6 @@ use crate::addr::Origin;
 use crate::emit::{EmitError, Mitigations};
 use crate::encode::CodeBuffer;
 use crate::encode::x86_64::{Mem, Reg, Scale, add_reg, endbr64, int3, lea, lea_rip};
-use crate::layout::LandingPad;
 
 /// Rows that call functions' origins, and the code that selects one.
 ///
@@ -49,8 +48,8 @@ use crate::layout::LandingPad;
 pub struct CallTable<'a> {
     /// Where the functions' own bodies go on, by index.
     pub origins: &'a [Origin],
-    /// What stands at the rows, which computed jumps arrive at.
-    pub landing_pad: LandingPad,
+    /// Whether an `endbr64` stands at each row, which computed jumps arrive at.
+    pub endbr64: bool,
 }
 
 impl CallTable<'_> {
@@ -62,7 +61,7 @@ impl CallTable<'_> {
             // The `ret` stands in the upper half of a cache line.
             return 64;
         }
-        let mut row = self.landing_pad.size() as usize + 5;
+        let mut row: usize = if self.endbr64 { 9 } else { 5 };
         if set.contains(Mitigations::CALL_DEPTH) {
             row += 10;
         }
@@ -91,7 +90,7 @@ impl CallTable<'_> {
         align(code, stride)?;
         let rows = code.here();
         for origin in self.origins {
-            if let LandingPad::Endbr64 = self.landing_pad {
+            if self.endbr64 {
                 endbr64(code)?;
             }
             hardening.emit_call(code, origin.get())?;

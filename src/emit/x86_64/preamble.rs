@@ -7,7 +7,6 @@ use crate::encode::x86_64::{
     nop, ret, sub_imm32, ud2,
 };
 use crate::encode::{CodeBuffer, EncodeError};
-use crate::layout::LandingPad;
 
 use super::check::{Check, FINEIBT_PREFIX, Generation};
 
@@ -64,8 +63,8 @@ pub struct Kcfi {
     /// Bytes between the hash and the entry: the patchable prefix of the callers' build, which
     /// they count on. Linux has 11, 27 or 59 with `CALL_PADDING`, else 0.
     pub padding: u8,
-    /// What stands at the entry.
-    pub landing_pad: LandingPad,
+    /// Whether an `endbr64` stands at the entry.
+    pub endbr64: bool,
 }
 
 /// How a FineIBT preamble keeps a branch that is predicted wrongly from using arguments
@@ -150,7 +149,8 @@ impl Preamble {
         let at_entry = match self {
             Self::None => 0,
             Self::Endbr64 | Self::FineIbt(_) => 4,
-            Self::Kcfi(kcfi) => kcfi.landing_pad.size(),
+            Self::Kcfi(kcfi) if kcfi.endbr64 => 4,
+            Self::Kcfi(_) => 0,
         };
         self.before_entry() + at_entry
     }
@@ -195,12 +195,7 @@ impl Kcfi {
         for _ in 0..self.padding {
             nop(code, 1)?;
         }
-        match self.landing_pad {
-            LandingPad::None => Ok(()),
-            LandingPad::Endbr64 => endbr64(code),
-            // A nop of its length: what it is once it is sealed, and nothing here lands on BTI's.
-            LandingPad::Sealed | LandingPad::BtiC => code.bytes(&NOP4_OSP),
-        }
+        if self.endbr64 { endbr64(code) } else { Ok(()) }
     }
 }
 

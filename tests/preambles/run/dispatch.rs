@@ -10,7 +10,6 @@ use fentry::emit::x86_64::{
 use fentry::emit::{CookiePlace, EmitError, IndexFrom, Mitigations, ProgramCall, Stride, Vectors};
 use fentry::encode::CodeBuffer;
 use fentry::encode::x86_64::{Mem, Reg, call, mov_imm32, mov_imm64, mov_reg_reg, mov_store64, ret};
-use fentry::layout::LandingPad;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use super::machine::{COUNT, FREE, Ground, set_gs_base, with_ground};
@@ -199,7 +198,7 @@ fn an_image_runs_each_functions_own_program() {
                 index: IndexFrom::Thunk,
                 return_to_entry: 5,
                 vectors: Vectors::Untouched,
-                calls: &[ProgramCall { target, data: None, cookie }],
+                calls: &[ProgramCall { target, data: None, cookie, session: None }],
             };
             let function = ground.emit(body, |code| image.emit(code).unwrap());
             ground.emit(function, |code| {
@@ -232,8 +231,8 @@ fn a_call_table_calls_the_origin_of_the_index() {
         let origins: Vec<Origin> = entries.iter().map(|&entry| Origin::new(entry)).collect();
         set_gs_base(ground.at(COUNT));
         for hardening in hardenings(ground, PREAMBLE.check()) {
-            for landing_pad in [LandingPad::None, LandingPad::Endbr64] {
-                let table = CallTable { origins: &origins, landing_pad };
+            for endbr64 in [false, true] {
+                let table = CallTable { origins: &origins, endbr64 };
                 let max = table.max_size(&hardening);
                 // Rows are aligned wherever the table begins.
                 let begin = at + 13;
@@ -282,7 +281,7 @@ fn a_list_out_of_order_is_refused() {
 #[test]
 fn rows_of_a_call_table_are_as_close_as_they_can_be() {
     let origins = [Origin::new(0x40_1000), Origin::new(0x40_2000)];
-    let table = CallTable { origins: &origins, landing_pad: LandingPad::None };
+    let table = CallTable { origins: &origins, endbr64: false };
     let (bytes, select) = emitted(0x40_0000, |code| table.emit(code, &Hardening::NONE));
     assert_eq!(select, 0x40_0010);
     let expected = [

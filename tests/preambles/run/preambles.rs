@@ -9,7 +9,6 @@ use fentry::emit::x86_64::{
     bhi_stub,
 };
 use fentry::encode::x86_64::{Reg, mov_imm32, ret};
-use fentry::layout::LandingPad;
 
 use super::machine::{ARGUMENTS, CALLEE, CALLER, COUNT, STUB, SUM, set_gs_base, with_ground};
 use crate::{GENERATIONS, checked, fineibt, kcfi};
@@ -22,9 +21,9 @@ const WRONG: [u32; 5] = [HASH + 1, HASH - 1, HASH ^ 1 << 31, 0, !HASH];
 fn kcfi_lets_the_right_hash_pass() {
     with_ground(|ground| {
         for padding in [0, 3, 11, 27, 59, 200] {
-            for landing_pad in [LandingPad::None, LandingPad::Endbr64] {
+            for endbr64 in [false, true] {
                 for arity in [None, Arity::new(6), Some(Arity::STACK)] {
-                    let preamble = kcfi(HASH, arity, padding, landing_pad);
+                    let preamble = kcfi(HASH, arity, padding, endbr64);
                     let entry = ground.callee(&preamble, false);
                     ground.caller(&checked(preamble.check()), entry);
                     assert_eq!(ground.run(), Ok(SUM), "{preamble:x?}");
