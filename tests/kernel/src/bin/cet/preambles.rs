@@ -2,7 +2,6 @@
 
 use fentry::emit::x86_64::{Arity, Bhi, Check, FineIbt, Generation, Kcfi, Preamble, bhi_stub};
 use fentry::encode::x86_64::int3;
-use fentry::layout::LandingPad;
 use machine::paging::Range;
 
 use crate::attempt::{Outcome, Protection};
@@ -140,7 +139,7 @@ fn kcfi(report: &mut Report, protection: Protection) -> Result<(), Failure> {
     // Padding of functions aligned to 4 (none), 16, 32 and 64.
     for padding in [0, 11, 27, 59] {
         for arity in [None, Arity::new(2), Some(Arity::STACK)] {
-            let with_pad = Kcfi { hash: HASH, arity, padding, landing_pad: LandingPad::Endbr64 };
+            let with_pad = Kcfi { hash: HASH, arity, padding, endbr64: true };
             let preamble = Preamble::Kcfi(with_pad);
             landing_pad(report, protection, preamble)?;
             let (mut lab, function) = function(preamble)?;
@@ -149,7 +148,7 @@ fn kcfi(report: &mut Report, protection: Protection) -> Result<(), Failure> {
             call(report, &mut lab, wrong, (check, function.entry), |caller| {
                 Expected::OtherHash(caller.clone())
             })?;
-            let preamble = Preamble::Kcfi(Kcfi { landing_pad: LandingPad::None, ..with_pad });
+            let preamble = Preamble::Kcfi(Kcfi { endbr64: false, ..with_pad });
             let (mut lab, function) = self::function(preamble)?;
             let sealed = ("right hash, no landing pad", protection);
             call(report, &mut lab, sealed, (preamble.check(), function.entry), |_| {
