@@ -92,7 +92,7 @@ cfg_if::cfg_if! {
 }
 
 #[cfg(loom)]
-pub use sync::fault;
+pub use sync::{fault, table::load_cookie};
 
 /// The README's example compiles.
 #[cfg(all(doctest, feature = "std"))]

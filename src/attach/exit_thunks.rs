@@ -9,7 +9,7 @@
 
 use super::engine::{MAX_FUNCTIONS, Outcome};
 use super::set::Form;
-use super::{AttachError, Embedder, Engine, FunctionId, ImageMemory};
+use super::{AttachError, Embedder, Emitted, Engine, FunctionId, ImageMemory};
 use crate::addr::Origin;
 use crate::emit::x86_64::{EXIT_THUNK_SIZE, exit_thunk};
 use crate::encode::CodeBuffer;
@@ -79,6 +79,7 @@ impl<E: Embedder> Engine<E> {
         // SAFETY: from `allocate`; nothing leads to this thunk, which was not there.
         unsafe { images.write(thunk, &bytes) }
             .map_err(|cause| AttachError::no_image(region, cause))?;
+        images.emitted(thunk, &bytes, Emitted::ExitThunk { index: id.0, kept: bodies.kept });
         found.emitted |= bit;
         Ok(thunk)
     }

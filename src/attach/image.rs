@@ -1,15 +1,14 @@
 //! Sets and their images: found if there is one, made if there is none.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::{Class, Outcome};
 use super::set::{Form, Programs, Role, SetEntry};
-use super::{AttachError, Embedder, Engine, ImageMemory, MAX_PROGRAMS};
+use super::{AttachError, Embedder, Emitted, Engine, ImageMemory, MAX_PROGRAMS};
 use crate::emit::x86_64::{
-    Bodies, EntryBody, FrameBodies, Kept, REPLACEMENT_SIZE, SideStackBodies, replacement,
+    Bodies, EntryBody, FrameBodies, Kept, Marks, REPLACEMENT_SIZE, SideStackBodies, replacement,
 };
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
+use crate::sync::Ordering;
 
 /// Bytes of the largest image.
 const MAX_IMAGE: usize =
@@ -211,7 +210,15 @@ impl<E: Embedder> Engine<E> {
             Ok(bodies)
         });
         match written {
-            Ok(bodies) => Ok(Image { form: calls.form(), address, size: size as u32, bodies }),
+            Ok((bodies, marks)) => {
+                let what = Emitted::Image {
+                    entries: [calls.entries.as_slice(), calls.modify.as_slice()],
+                    exits: calls.exits.as_slice(),
+                    bodies: marks,
+                };
+                self.parts.images.emitted(address, code.written(), what);
+                Ok(Image { form: calls.form(), address, size: size as u32, bodies })
+            }
             Err(error) => {
                 // SAFETY: as above.
                 unsafe { self.parts.images.free(address, size) };
@@ -225,7 +232,7 @@ impl<E: Embedder> Engine<E> {
         class: &Class,
         calls: &Calls,
         code: &mut CodeBuffer<'_>,
-    ) -> Outcome<Bodies, E> {
+    ) -> Outcome<(Bodies, Option<Marks>), E> {
         let start = code.here();
         if let Some(target) = calls.replacement {
             replacement(code, target)?;
@@ -247,15 +254,17 @@ impl<E: Embedder> Engine<E> {
                 if let Some(stack_arguments) = class.stack_arguments {
                     let bodies =
                         FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
-                    return Ok(bodies.emit(code)?);
+                    let marks = bodies.emit_marked(code)?;
+                    return Ok((marks.bodies(), Some(marks)));
                 }
                 let side_stack = self.parts.side_stack.ok_or(AttachError::NoSideStack)?;
                 let bodies =
                     SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
-                return Ok(bodies.emit(code)?);
+                let marks = bodies.emit_marked(code)?;
+                return Ok((marks.bodies(), Some(marks)));
             }
         }
-        Ok(Bodies { enter: start, exit: 0, kept: Kept::OnSideStack })
+        Ok((Bodies { enter: start, exit: 0, kept: Kept::OnSideStack }, None))
     }
 
     /// Where emitted code finds the cookies of `lane`.

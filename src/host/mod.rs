@@ -11,6 +11,8 @@
 //!     cores            membarrier SYNC_CORE
 //!     memory           emitted code within 2 GiB of text, never W and X; tables
 //!     threads          a checked stop, where it matters where threads are
+//!  unwind            unwind tables of emitted code, for the C runtime
+//!  visible           emitted code, shown to perf and debuggers
 //! ```
 
 pub mod cores;
@@ -32,6 +34,8 @@ mod side_stacks;
 mod state;
 pub mod text;
 pub mod threads;
+mod unwind;
+mod visible;
 
 pub use embedder::Host;
 pub use error::{AttachError, FindError, HostError, OpenError, Stopped, SynchronizeError};
@@ -40,5 +44,6 @@ pub use link::{DetachError, Link};
 pub use process::Process;
 pub use program::{Cookies, Program, Programs, Recursion, Session};
 pub use side_stacks::{Missed, SIDE_STACK_DEPTH};
+pub use visible::{Visibility, VisibilityError};
 
 pub use crate::emit::{Context, ExitContext, Vectors};

@@ -14,6 +14,7 @@ use super::shared::Shared;
 use super::side_stacks::{self, Missed};
 use super::state::State;
 use super::threads;
+use super::visible::{Visibility, VisibilityError};
 
 /// This process. There is one, because there is one text.
 pub struct Process {
@@ -138,6 +139,7 @@ impl Process {
                 if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
                     return Err(AttachError::Unloaded { module: gone.module.name.clone() });
                 }
+                state.name(&programs);
                 state.operate(&ids, |engine, pokes| {
                     // SAFETY: programs have the right signature (`Program` makes no others) and
                     // say truly what they do to vectors; the engine knows the functions as they
@@ -201,6 +203,17 @@ impl Process {
     #[must_use]
     pub fn missed(&self) -> Missed {
         side_stacks::missed()
+    }
+
+    /// Shows code that is emitted from now on to tools that look at this process: call it
+    /// before attaching. Named are images after their module and their programs, and thunks
+    /// after their functions.
+    ///
+    /// # Errors
+    /// [`VisibilityError`]; the tools before the one it is about are shown code. Later, one
+    /// whose file cannot be written to is shown no more, and attaching goes on.
+    pub fn show(&self, to: &Visibility) -> Result<(), VisibilityError> {
+        self.shared.locked(|state| state.show_to(to))
     }
 
     /// Waits until no thread is inside a program that was detached, or in emitted code, and

@@ -12,10 +12,11 @@ use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError, Stopped};
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
-use super::program::Keep;
+use super::program::{Keep, Program};
 use super::side_stacks;
 use super::text::{HostText, can_store_pair};
 use super::threads::{self, Verdict};
+use super::visible::{Visibility, VisibilityError};
 use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
@@ -263,7 +264,10 @@ impl State {
         let mut prepared = false;
         loop {
             let error = match operation(&mut self.engine, &mut pokes) {
-                Ok(result) => return Ok(result),
+                Ok(result) => {
+                    self.engine.parts_mut().images.show(&self.catalogue);
+                    return Ok(result);
+                }
                 Err(error) => error,
             };
             let again = match &error {
@@ -292,6 +296,21 @@ impl State {
             };
             if !again {
                 return Err(self.explain(error, &pokes));
+            }
+        }
+    }
+
+    /// Shows what is emitted from now on.
+    pub fn show_to(&mut self, to: &Visibility) -> Result<(), VisibilityError> {
+        self.engine.parts_mut().images.visible.to(to)
+    }
+
+    /// Knows programs by their names.
+    pub fn name(&mut self, programs: &[Program]) {
+        let visible = &mut self.engine.parts_mut().images.visible;
+        for program in programs {
+            if let Some(name) = program.name {
+                visible.know(program.target, name);
             }
         }
     }

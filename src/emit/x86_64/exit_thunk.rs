@@ -33,6 +33,10 @@ pub const EXIT_THUNK_SIZE: usize = 32;
 const EXIT: u64 = 22;
 /// Where it goes on when this call runs unhooked.
 const UNHOOKED: u64 = 27;
+/// Where the caller's return address is on the side stack only.
+pub(super) const MOVED: core::ops::RangeInclusive<u8> = 15..=EXIT as u8;
+/// Where `rbp` is that of a frame with the caller's return address.
+pub(super) const FRAMED: core::ops::RangeInclusive<u8> = 11..=EXIT as u8;
 /// Bytes from the return address of `call enter` to that of `call origin`.
 pub(super) const ENTER_TO_EXIT: i32 = EXIT as i32 - 11;
 

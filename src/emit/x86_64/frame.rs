@@ -3,8 +3,9 @@
 use super::enter::{ARGUMENTS, argument_place, clear_sessions, load_function, run_entries};
 use super::entry::forget_return_address;
 use super::exit_thunk::{Bodies, Kept};
-use super::leave::{align, frame, run_exits};
+use super::leave::{Part, align, frame, run_exits};
 use super::side_stack::FRAME_SIZE;
+use super::unwind::Marks;
 use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
 use crate::encode::x86_64::{
@@ -74,9 +75,19 @@ impl FrameBodies<'_> {
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
+        Ok(self.emit_marked(code)?.bodies())
+    }
+
+    /// As [`emit`](Self::emit), with what an [unwind table](super::UnwindTable::of_bodies) has
+    /// to know.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit).
+    pub fn emit_marked(&self, code: &mut CodeBuffer<'_>) -> Result<Marks, EmitError> {
+        let start = code.here();
         let exit = self.leave(code)?;
-        let enter = self.enter(code)?;
-        Ok(Bodies { enter, exit, kept: Kept::OnStack })
+        let (enter, skip_until) = self.enter(code)?;
+        Ok(Marks { start, exit, enter, skip_until, kept: Kept::OnStack })
     }
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.
@@ -85,8 +96,8 @@ impl FrameBodies<'_> {
         8 * (words + i32::from(words % 2 == 0))
     }
 
-    fn enter(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
-        let skip = self.skip(code)?;
+    fn enter(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
+        let (skip, skip_until) = self.skip(code)?;
         align(code)?;
         let start = code.here();
         // The caller's `rbp` takes the place of the return address to the thunk.
@@ -98,6 +109,7 @@ impl FrameBodies<'_> {
         mov_store64(code, frame!(Reg::Rsp, through), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rbx, Reg::Rsp)?;
         self.fill(code)?;
+        let found = code.here();
         if !self.entries.is_empty() || !self.modify.is_empty() {
             run_entries(code, self.vectors, self.entries, self.modify, skip)?;
             for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
@@ -118,11 +130,12 @@ impl FrameBodies<'_> {
         mov_load64(code, Reg::Rax, frame!(Reg::Rbx, rax))?;
         mov_load64(code, Reg::R10, frame!(Reg::Rbx, rdx))?;
         mov_load64(code, Reg::Rbx, RBX)?;
+        let until = code.here();
         // Neither zero nor a carry comes of it.
         test_reg(code, Reg::Rsp, Reg::Rsp)?;
         ret(code)?;
         int3(code)?;
-        Ok(start)
+        Ok((Part { start, found, until, end: code.here() }, skip_until))
     }
 
     /// Fills the context at `rbx`. `rax` and `r10` stand where the exit's `rax` and `rdx` will.
@@ -145,33 +158,37 @@ impl FrameBodies<'_> {
     }
 
     /// Emits what a program's result, in `rax`, goes on at where it is what the function returns.
-    fn skip(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// Gives where it begins, and up to where `rbx` is the frame.
+    fn skip(&self, code: &mut CodeBuffer<'_>) -> Result<(u64, u64), EncodeError> {
         let start = code.here();
         if self.modify.is_empty() {
-            return Ok(start);
+            return Ok((start, start));
         }
         forget_return_address(code)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, -self.below_frame()))?;
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
         push(code, Reg::R11)?;
         mov_load64(code, Reg::Rbx, RBX)?;
+        let until = code.here();
         // Sets zero and clears the carry.
         xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
         ret(code)?;
         int3(code)?;
-        Ok(start)
+        Ok((start, until))
     }
 
-    fn leave(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    fn leave(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
         align(code)?;
         let start = code.here();
         lea(code, Reg::Rbx, Mem::at(Reg::Rsp, self.below_frame()))?;
+        let found = code.here();
         run_exits(code, self.vectors, self.exits)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         pop(code, Reg::Rbx)?;
+        let until = code.here();
         pop(code, Reg::Rbp)?;
         ret(code)?;
         int3(code)?;
-        Ok(start)
+        Ok(Part { start, found, until, end: code.here() })
     }
 }

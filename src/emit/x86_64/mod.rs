@@ -27,6 +27,7 @@ mod replacement;
 mod side_stack;
 mod swap;
 mod thunk;
+mod unwind;
 
 pub use branch::{CallDepth, Hardening, Symbols};
 pub use call_table::CallTable;
@@ -43,3 +44,4 @@ pub use replacement::{REPLACEMENT_SIZE, replacement};
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
 pub use swap::SwapBodies;
 pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk};
+pub use unwind::{Marks, SideStackList, UnwindTable};

@@ -52,11 +52,11 @@ impl SwapBodies<'_> {
             back: Return::Jump,
         }
         .emit(code)?;
-        let enter = Enter {
+        let (enter, _) = Enter {
             form: Form::Swap {
                 index: self.index,
                 return_to_entry: self.return_to_entry,
-                stub: exit,
+                stub: exit.start,
             },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -64,6 +64,6 @@ impl SwapBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit, kept: Kept::OnSideStack })
+        Ok(Bodies { enter: enter.start, exit: exit.start, kept: Kept::OnSideStack })
     }
 }
