@@ -54,6 +54,11 @@ fn guarded() {
 }
 
 #[test]
+fn layout() {
+    replay("layout", checks::layout::check);
+}
+
+#[test]
 fn slot() {
     replay("slot", checks::slot::check);
 }

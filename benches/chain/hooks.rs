@@ -5,7 +5,7 @@ use core::ptr::{self, NonNull};
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, SideStack, SideStackBodies, SideStackPlace,
+    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, Kept, SideStack, SideStackBodies, SideStackPlace,
     SwapBodies, exit_thunk,
 };
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
@@ -108,7 +108,7 @@ impl<'a> Hooks<'a> {
             let column = self.cookies.as_ptr() as u64;
             let cookie = CookiePlace { column, stride: Stride::Eight };
             let target = self.copy.address(&format!("{kind}_{which}"));
-            [ProgramCall { target, data: None, cookie }]
+            [ProgramCall { target, data: None, cookie, session: None }]
         };
         let (entries, exits) = (program("entry"), program("exit"));
         let ground = self.copy.address("ground");
@@ -168,14 +168,18 @@ impl<'a> Hooks<'a> {
     ) -> Bodies {
         let (vectors, side_stack) = (Vectors::Untouched, self.side_stack);
         match self.form {
-            Form::Unhooked | Form::Called => Bodies { enter: 0, exit: 0 },
+            Form::Unhooked | Form::Called => Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack },
             Form::Floor => Bodies {
                 enter: self.copy.address(&format!("floor_enter_{kind}")),
                 exit: self.copy.address(&format!("floor_exit_{kind}")),
+                kept: Kept::OnSideStack,
             },
             Form::SideStack => {
-                let functions = self.functions.as_ptr() as u64;
-                let bodies = SideStackBodies { functions, side_stack, vectors, entries, exits };
+                let column = self.functions.as_ptr() as u64;
+                let functions = CookiePlace { column, stride: Stride::Eight };
+                let modify = &[];
+                let bodies =
+                    SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
                 bodies.emit(code).expect("it fits")
             }
             Form::Swap => {

@@ -1,13 +1,43 @@
 //! What is asked of the engine: programs, cookies, and edits of a function's programs.
 
-use super::set::{Programs, SetEntry};
-use crate::emit::Vectors;
+use super::set::{Programs, Role, SetEntry};
+use crate::emit::{SESSIONS, Vectors};
+
+/// When a program runs, and what it may do.
+///
+/// At a function's entry run, first, those of kind `Entry` and the entries of sessions, and
+/// then those of kind `ModifyReturn`, in the order of attachment; then the origin or what
+/// replaces it; then those of kind `Exit` and the exits of sessions, in the reverse of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProgramKind {
+    /// At the entry (fentry): `extern "C" fn(*mut Context, cookie: u64, data: u64)`.
+    Entry,
+    /// At the exit (fexit): `extern "C" fn(*mut ExitContext, cookie: u64, data: u64)`.
+    Exit,
+    /// At the entry (fmod_ret), a function like that for `Entry` which returns a `u64`. If that
+    /// is not zero, the origin is skipped and seems to have returned it, and the programs of
+    /// this kind that come later do not run.
+    ModifyReturn,
+    /// At entry and exit, with 8 bytes for each call that both see, zero at first:
+    /// `extern "C" fn(*mut Context, cookie: u64, data: u64, *mut u64) -> u64`, where a result
+    /// that is not zero declines the exit for this call.
+    Session {
+        /// What runs at the exit:
+        /// `extern "C" fn(*mut ExitContext, cookie: u64, data: u64, *mut u64)`.
+        exit: u64,
+    },
+    /// Instead of the origin: a function of the same type. One for each function at a time.
+    Replace,
+}
 
 /// A program to attach.
 #[derive(Clone, Copy, Debug)]
 pub struct Attachment<'a> {
-    /// The program's address: an `extern "C" fn(*mut Context, cookie: u64, data: u64)`.
+    /// The program's address.
     pub target: u64,
+    /// When it runs, which says what function it is.
+    pub kind: ProgramKind,
     /// Its third argument, if it wants one.
     pub data: Option<u64>,
     /// What it may do to vector registers.
@@ -60,6 +90,10 @@ pub(crate) enum Edit<'a> {
 pub(crate) enum EditError {
     /// The list has no room.
     Full,
+    /// The list has no room for another session.
+    Sessions,
+    /// The list has a replacement already.
+    Replaced,
     /// The list has no program in one of the lanes.
     NotThere,
 }
@@ -69,10 +103,16 @@ impl Edit<'_> {
         match *self {
             Edit::Append(entries) => {
                 let mut edited = *programs;
-                if entries.iter().all(|&entry| edited.push(entry)) {
-                    Ok(edited)
+                if !entries.iter().all(|&entry| edited.push(entry)) {
+                    return Err(EditError::Full);
+                }
+                let count = |role| edited.as_slice().iter().filter(|e| e.role == role).count();
+                if count(Role::Replace) > 1 {
+                    Err(EditError::Replaced)
+                } else if count(Role::Session) > SESSIONS.into() {
+                    Err(EditError::Sessions)
                 } else {
-                    Err(EditError::Full)
+                    Ok(edited)
                 }
             }
             Edit::Remove(lanes) => {

@@ -16,7 +16,7 @@ use crate::patch::{Poke, Protocol, TrapResolver};
 
 /// The most functions an engine can know. Their tables are reserved as address space, 96 MiB
 /// of it, and use memory only as functions are registered and attached to.
-const MAX_FUNCTIONS: u32 = 1 << 22;
+pub(super) const MAX_FUNCTIONS: u32 = 1 << 22;
 
 /// The most program sets, counting those that wait for quiescence.
 const MAX_SETS: u32 = 1 << 18;
@@ -24,11 +24,12 @@ const MAX_SETS: u32 = 1 << 18;
 /// The most combinations of a layout and a region.
 const MAX_CLASSES: usize = 256;
 
-/// Functions that can share images: same layout, same region.
+/// Functions that can share images: same layout, same region, same stack arguments.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Class {
     pub layout: EntryLayout,
     pub region: Region,
+    pub stack_arguments: Option<u8>,
     /// The set of those of its functions that have no program.
     pub empty: u32,
     /// Thunks that are allocated and not yet used.
@@ -145,7 +146,7 @@ impl<E: Embedder> Engine<E> {
     /// # Errors
     /// [`AttachError::Table`], [`AttachError::TooManyClasses`].
     pub fn register(&mut self, spec: &FunctionSpec) -> Outcome<FunctionId, E> {
-        let class = self.class(&spec.layout, spec.region)?;
+        let class = self.class(&spec.layout, spec.region, spec.stack_arguments)?;
         let memory = &mut self.parts.tables;
         let index = self.records.allocate(memory).map_err(AttachError::table)?;
         let known = self.functions.ready(memory, self.records.bound());
@@ -160,15 +161,25 @@ impl<E: Embedder> Engine<E> {
     }
 
     /// The class of these functions, made if it is new.
-    fn class(&mut self, layout: &EntryLayout, region: Region) -> Outcome<u16, E> {
-        let is_it = |class: &Class| class.layout == *layout && class.region == region;
+    pub(super) fn class(
+        &mut self,
+        layout: &EntryLayout,
+        region: Region,
+        stack_arguments: Option<u8>,
+    ) -> Outcome<u16, E> {
+        let is_it = |class: &Class| {
+            class.layout == *layout
+                && class.region == region
+                && class.stack_arguments == stack_arguments
+        };
         for (number, class) in (0_u16..).zip(&self.classes) {
             match class {
                 Some(class) if is_it(class) => return Ok(number),
                 Some(_) => {}
                 None => {
                     let empty = self.add_set(number, &Programs::EMPTY)?;
-                    let class = Class { layout: *layout, region, empty, thunks: None };
+                    let layout = *layout;
+                    let class = Class { layout, region, stack_arguments, empty, thunks: None };
                     if let Some(place) = self.classes.get_mut(usize::from(number)) {
                         *place = Some(class);
                     }
@@ -217,10 +228,13 @@ impl<E: Embedder> Engine<E> {
     /// When this returns `Ok`, every later call of one of the functions runs the programs.
     ///
     /// # Safety
-    /// - Each program is a function of the C ABI that takes a pointer to a
-    ///   [`Context`](crate::emit::Context), a cookie and its data, and leaves alone the vector
-    ///   registers that its [`vectors`](Attachment::vectors) says it leaves alone.
-    /// - Each program may run at the entry of each function, on any thread, at any time: in
+    /// - Each program is a function of the C ABI of the type that its [`kind`](Attachment::kind)
+    ///   says, and leaves alone the vector registers that its
+    ///   [`vectors`](Attachment::vectors) says it leaves alone. What replaces a function, or
+    ///   returns in its place, does what its callers rely on, and stays for ever.
+    /// - What runs at an exit leaves the x87 stack alone. Each thread uses one stack, or changes
+    ///   its [side stack](crate::emit::x86_64::SideStack) along with it.
+    /// - Each program may run at the entry or exit of each function, on any thread, at any time: in
     ///   signal or interrupt handlers if the function is called there, with whatever locks
     ///   the function's callers hold, and recursively if it calls a hooked function.
     /// - Programs and their data stay until the attachment is [retired](Self::quiesced). So they
@@ -261,8 +275,7 @@ impl<E: Embedder> Engine<E> {
                     lane
                 }
             };
-            let Attachment { target, data, vectors, .. } = *program;
-            if !entries.push(SetEntry::new(target, data, vectors, lane)) {
+            if !entries.push(SetEntry::new(program, lane)) {
                 let entry = self.first_entry(functions);
                 return Err(AttachError::TooManyPrograms { entry });
             }

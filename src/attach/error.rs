@@ -4,7 +4,7 @@ use core::fmt::{self, Debug, Display};
 
 use super::{MAX_PROGRAMS, Region};
 use crate::addr::{Entry, Slot};
-use crate::emit::EmitError;
+use crate::emit::{EmitError, SESSIONS};
 use crate::metadata::{LANES, SlotState, TableError};
 use crate::patch::{CheckError, PatchError};
 
@@ -34,6 +34,23 @@ pub enum AttachError<E> {
         /// The function.
         entry: Entry,
     },
+    /// A function would get more than [`SESSIONS`] programs with a session.
+    TooManySessions {
+        /// The function.
+        entry: Entry,
+    },
+    /// A function would get a second replacement.
+    Replaced {
+        /// The function.
+        entry: Entry,
+    },
+    /// The function has programs, and they would have to be gone.
+    Attached {
+        /// The function.
+        entry: Entry,
+    },
+    /// The programs need a side stack, and the embedder has told of none.
+    NoSideStack,
     /// All lanes of one of the functions are in use or may still be read.
     NoLane,
     /// The function does not have the programs that were to be changed.
@@ -89,6 +106,24 @@ impl<E: Display> Display for AttachError<E> {
             Self::TooManyPrograms { entry } => write!(
                 f,
                 "the function at {entry} would have more than {MAX_PROGRAMS} programs; detach one"
+            ),
+            Self::TooManySessions { entry } => write!(
+                f,
+                "the function at {entry} would have more than {SESSIONS} programs with a \
+                 session; detach one"
+            ),
+            Self::Replaced { entry } => write!(
+                f,
+                "the function at {entry} is replaced already; detach what replaces it first"
+            ),
+            Self::Attached { entry } => write!(
+                f,
+                "the function at {entry} has programs; detach them before saying how many \
+                 arguments it has on the stack"
+            ),
+            Self::NoSideStack => f.write_str(
+                "programs at the exit of functions need a side stack for each thread, and \
+                 `Parts::side_stack` is `None`: say how it is found",
             ),
             Self::NoLane => write!(
                 f,

@@ -2,15 +2,138 @@
 
 use core::sync::atomic::Ordering;
 
-use super::engine::Outcome;
-use super::set::Programs;
+use super::engine::{Class, Outcome};
+use super::set::{Form, Programs, Role, SetEntry};
 use super::{AttachError, Embedder, Engine, ImageMemory, MAX_PROGRAMS};
-use crate::emit::x86_64::EntryBody;
+use crate::emit::x86_64::{
+    Bodies, EntryBody, FrameBodies, Kept, REPLACEMENT_SIZE, SideStackBodies, replacement,
+};
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
 
 /// Bytes of the largest image.
-const MAX_IMAGE: usize = EntryBody::max_size(MAX_PROGRAMS);
+const MAX_IMAGE: usize =
+    REPLACEMENT_SIZE + FrameBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS, u8::MAX);
+static_assertions::const_assert!(MAX_IMAGE >= EntryBody::max_size(MAX_PROGRAMS));
+static_assertions::const_assert!(
+    MAX_IMAGE >= REPLACEMENT_SIZE + SideStackBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS)
+);
+
+/// An image, emitted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Image {
+    pub form: Form,
+    /// Where its memory begins.
+    pub address: u64,
+    pub size: u32,
+    pub bodies: Bodies,
+}
+
+impl Image {
+    const NOTHING: Self = Self {
+        form: Form::Nothing,
+        address: 0,
+        size: 0,
+        bodies: Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack },
+    };
+}
+
+/// The programs of a set that are enabled, by when they run.
+#[derive(Debug)]
+struct Calls {
+    entries: Calling,
+    modify: Calling,
+    exits: Calling,
+    replacement: Option<u64>,
+    vectors: Vectors,
+    sessions: u8,
+}
+
+/// Programs that run one after the other.
+#[derive(Debug)]
+struct Calling {
+    calls: [ProgramCall; MAX_PROGRAMS],
+    len: usize,
+}
+
+impl Calling {
+    const UNUSED: ProgramCall = ProgramCall {
+        target: 0,
+        data: None,
+        cookie: CookiePlace { column: 0, stride: Stride::Eight },
+        session: None,
+    };
+    const NONE: Self = Self { calls: [Self::UNUSED; MAX_PROGRAMS], len: 0 };
+
+    fn push(&mut self, call: ProgramCall) {
+        if let Some(place) = self.calls.get_mut(self.len) {
+            *place = call;
+            self.len += 1;
+        }
+    }
+
+    fn as_slice(&self) -> &[ProgramCall] {
+        self.calls.get(..self.len).unwrap_or(&[])
+    }
+}
+
+impl Calls {
+    const NONE: Self = Self {
+        entries: Calling::NONE,
+        modify: Calling::NONE,
+        exits: Calling::NONE,
+        replacement: None,
+        vectors: Vectors::Untouched,
+        sessions: 0,
+    };
+
+    fn add(&mut self, program: &SetEntry, cookie: CookiePlace) {
+        let data = program.has_data.then_some(program.data);
+        let call = |target, session| ProgramCall { target, data, cookie, session };
+        match program.role {
+            Role::Entry => self.entries.push(call(program.target, None)),
+            Role::ModifyReturn => self.modify.push(call(program.target, None)),
+            Role::Exit => self.exits.push(call(program.target, None)),
+            Role::Session => {
+                let session = Some(self.sessions);
+                self.sessions += 1;
+                self.entries.push(call(program.target, session));
+                self.exits.push(call(program.exit, session));
+            }
+            Role::Replace => {
+                self.replacement = Some(program.target);
+                return;
+            }
+        }
+        self.vectors = self.vectors.max(program.vectors());
+    }
+
+    fn form(&self) -> Form {
+        match (self.entries.len, self.modify.len + self.exits.len, self.replacement) {
+            (0, 0, None) => Form::Nothing,
+            (0, 0, Some(_)) => Form::Replace,
+            (_, 0, None) if self.sessions == 0 => Form::Entry,
+            _ => Form::Exit,
+        }
+    }
+
+    fn max_size(&self, stack_arguments: Option<u8>) -> usize {
+        let [entries, modify, exits] = [&self.entries, &self.modify, &self.exits].map(|c| c.len);
+        match self.form() {
+            Form::Nothing => 0,
+            Form::Entry => EntryBody::max_size(entries),
+            Form::Exit => {
+                let entries = entries + modify;
+                let bodies = match stack_arguments {
+                    Some(words) => FrameBodies::max_size(entries, exits, words),
+                    None => SideStackBodies::max_size(entries, exits),
+                };
+                REPLACEMENT_SIZE + bodies
+            }
+            Form::Replace => REPLACEMENT_SIZE,
+        }
+    }
+}
 
 impl<E: Embedder> Engine<E> {
     /// The set of this class with these programs, if there is one.
@@ -27,7 +150,7 @@ impl<E: Embedder> Engine<E> {
 
     /// Makes a set and emits its image.
     pub(super) fn add_set(&mut self, class: u16, programs: &Programs) -> Outcome<u32, E> {
-        let (image, image_size) = self.emit_image(class, programs)?;
+        let image = self.emit_image(class, programs)?;
         let memory = &mut self.parts.tables;
         let number = self.sets.allocate(memory);
         let number = number.and_then(|number| {
@@ -40,9 +163,9 @@ impl<E: Embedder> Engine<E> {
         let number = match number {
             Ok(number) => number,
             Err(error) => {
-                if image != 0 {
+                if image.address != 0 {
                     // SAFETY: allocated above; nothing leads there.
-                    unsafe { self.parts.images.free(image, image_size as usize) };
+                    unsafe { self.parts.images.free(image.address, image.size as usize) };
                 }
                 return Err(AttachError::table(error));
             }
@@ -52,8 +175,10 @@ impl<E: Embedder> Engine<E> {
         }
         if let Some(set) = self.sets.get_mut(number) {
             set.programs = *programs;
-            set.image = image;
-            set.image_size = image_size;
+            set.image = image.address;
+            set.image_size = image.size;
+            set.bodies = image.bodies;
+            set.form = image.form;
             set.class = class;
             set.users = 0;
             set.stamp = 0;
@@ -64,51 +189,73 @@ impl<E: Embedder> Engine<E> {
     }
 
     /// Emits the image of these programs; nothing if none is enabled.
-    fn emit_image(&mut self, class: u16, programs: &Programs) -> Outcome<(u64, u32), E> {
-        const UNUSED: ProgramCall = ProgramCall {
-            target: 0,
-            data: None,
-            cookie: CookiePlace { column: 0, stride: Stride::Eight },
-        };
-        let mut calls = [UNUSED; MAX_PROGRAMS];
-        let mut count = 0;
-        let mut vectors = Vectors::Untouched;
+    fn emit_image(&mut self, class: u16, programs: &Programs) -> Outcome<Image, E> {
+        let mut calls = Calls::NONE;
         for program in programs.as_slice().iter().filter(|program| program.enabled) {
-            let cookie = self.cookie_place(program.lane).ok_or(AttachError::NoLane)?;
-            if let Some(call) = calls.get_mut(count) {
-                let data = program.has_data.then_some(program.data);
-                *call = ProgramCall { target: program.target, data, cookie };
-                count += 1;
-            }
-            vectors = vectors.max(program.vectors());
+            calls.add(program, self.cookie_place(program.lane).ok_or(AttachError::NoLane)?);
         }
-        let class = self.classes.get(usize::from(class)).and_then(Option::as_ref);
-        let Some(class) = class.filter(|_| count > 0) else { return Ok((0, 0)) };
-        let index = match class.layout.return_to_index() {
-            Some(return_to_index) => IndexFrom::Slot { return_to_index },
-            None => IndexFrom::Thunk,
+        let class = self.classes.get(usize::from(class)).and_then(Option::as_ref).copied();
+        let Some(class) = class.filter(|_| calls.form() != Form::Nothing) else {
+            return Ok(Image::NOTHING);
         };
-        let (return_to_entry, region) = (class.layout.return_to_entry(), class.region);
-        let size = EntryBody::max_size(count);
-        let image = self.parts.images.allocate(region, size);
-        let image = image.map_err(|cause| AttachError::no_image(region, cause))?;
-        let calls = calls.get(..count).unwrap_or(&[]);
+        let region = class.region;
+        let size = calls.max_size(class.stack_arguments);
+        let address = self.parts.images.allocate(region, size);
+        let address = address.map_err(|cause| AttachError::no_image(region, cause))?;
         let mut bytes = [0; MAX_IMAGE];
-        let mut code = CodeBuffer::new(&mut bytes, image);
-        let body = EntryBody { index, return_to_entry, vectors, calls };
-        let written = body.emit(&mut code).map_err(AttachError::Emit).and_then(|()| {
+        let mut code = CodeBuffer::new(&mut bytes, address);
+        let written = self.emit_bodies(&class, &calls, &mut code).and_then(|bodies| {
             // SAFETY: allocated above; nothing leads there yet.
-            unsafe { self.parts.images.write(image, code.written()) }
-                .map_err(|cause| AttachError::no_image(region, cause))
+            unsafe { self.parts.images.write(address, code.written()) }
+                .map_err(|cause| AttachError::no_image(region, cause))?;
+            Ok(bodies)
         });
         match written {
-            Ok(()) => Ok((image, size as u32)),
+            Ok(bodies) => Ok(Image { form: calls.form(), address, size: size as u32, bodies }),
             Err(error) => {
                 // SAFETY: as above.
-                unsafe { self.parts.images.free(image, size) };
+                unsafe { self.parts.images.free(address, size) };
                 Err(error)
             }
         }
+    }
+
+    fn emit_bodies(
+        &self,
+        class: &Class,
+        calls: &Calls,
+        code: &mut CodeBuffer<'_>,
+    ) -> Outcome<Bodies, E> {
+        let start = code.here();
+        if let Some(target) = calls.replacement {
+            replacement(code, target)?;
+        }
+        let (entries, vectors) = (calls.entries.as_slice(), calls.vectors);
+        match calls.form() {
+            Form::Nothing | Form::Replace => {}
+            Form::Entry => {
+                let index = match class.layout.return_to_index() {
+                    Some(return_to_index) => IndexFrom::Slot { return_to_index },
+                    None => IndexFrom::Thunk,
+                };
+                let return_to_entry = class.layout.return_to_entry();
+                EntryBody { index, return_to_entry, vectors, calls: entries }.emit(code)?;
+            }
+            Form::Exit => {
+                let (modify, exits) = (calls.modify.as_slice(), calls.exits.as_slice());
+                let functions = self.entries_place();
+                if let Some(stack_arguments) = class.stack_arguments {
+                    let bodies =
+                        FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
+                    return Ok(bodies.emit(code)?);
+                }
+                let side_stack = self.parts.side_stack.ok_or(AttachError::NoSideStack)?;
+                let bodies =
+                    SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
+                return Ok(bodies.emit(code)?);
+            }
+        }
+        Ok(Bodies { enter: start, exit: 0, kept: Kept::OnSideStack })
     }
 
     /// Where emitted code finds the cookies of `lane`.
@@ -120,5 +267,14 @@ impl<E: Embedder> Engine<E> {
                 Some(CookiePlace { column, stride: Stride::Eight })
             }
         }
+    }
+
+    /// Where emitted code finds the entries of functions: it is the first field of what is kept
+    /// of each.
+    fn entries_place(&self) -> CookiePlace {
+        use super::function::FunctionInfo;
+        static_assertions::const_assert_eq!(memoffset::offset_of!(FunctionInfo, entry), 0);
+        static_assertions::const_assert_eq!(size_of::<FunctionInfo>(), 16);
+        CookiePlace { column: self.functions.address(), stride: Stride::Sixteen }
     }
 }

@@ -100,6 +100,8 @@ impl<E: Embedder> Engine<E> {
                 continue;
             };
             let change = self.change_of(class, had);
+            let left = change.filter(|change| change.from != change.next);
+            let left = left.map(|change| users(had, &change).left);
             let mut run = 0_u32;
             while let Some(id) = functions
                 .next_if(|id| self.class_and_set(**id).is_some_and(|of_it| of_it == (class, had)))
@@ -109,12 +111,13 @@ impl<E: Embedder> Engine<E> {
                     record.lanes.fetch_or(change.lanes, Ordering::Relaxed);
                     run += 1;
                 }
+                if let Some(left) = left {
+                    self.leave_exit_thunk(id.0, left);
+                }
             }
             let Some(change) = change else { continue };
-            let Users { gone, come, left } = users(had, &change);
-            if change.from != change.next
-                && let Some(left) = self.sets.get_mut(left)
-            {
+            let Users { gone, come, .. } = users(had, &change);
+            if let Some(left) = left.and_then(|left| self.sets.get_mut(left)) {
                 left.left = true;
             }
             if let Some(gone) = gone.and_then(|gone| self.sets.get_mut(gone)) {

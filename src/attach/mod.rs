@@ -27,12 +27,15 @@
 //! lanes stay as they are until the embedder says, with [`Engine::quiesced`], that every
 //! thread has been seen outside.
 
+mod describe;
 mod edit;
 mod engine;
 mod error;
+mod exit_thunks;
 mod function;
 mod image;
 mod land;
+mod leads;
 mod plan;
 mod prepare;
 mod retire;
@@ -40,7 +43,7 @@ mod set;
 mod slots;
 mod thunk;
 
-pub use edit::{Attachment, Cookies, Lanes};
+pub use edit::{Attachment, Cookies, Lanes, ProgramKind};
 pub use engine::Engine;
 pub use error::AttachError;
 pub use function::{FunctionId, FunctionSpec, Region, SiteNop};
@@ -50,6 +53,7 @@ pub(crate) use edit::Edit;
 
 use core::fmt::{Debug, Display};
 
+use crate::emit::x86_64::SideStackPlace;
 use crate::metadata::TableMemory;
 use crate::patch::{Cores, Text};
 
@@ -79,6 +83,9 @@ pub struct Parts<E: Embedder> {
     pub images: E::Images,
     /// Where tables go.
     pub tables: E::Tables,
+    /// How emitted code finds a thread's side stack, which programs at the exit of functions
+    /// need; `None` where threads have none.
+    pub side_stack: Option<SideStackPlace>,
 }
 
 /// Memory for emitted code.

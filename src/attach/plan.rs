@@ -5,15 +5,13 @@ use core::sync::atomic::Ordering;
 use super::edit::EditError;
 use super::engine::Outcome;
 use super::function::FunctionInfo;
+use super::leads::{Leads, Site, jump_poke};
+use super::set::{Form, Set};
 use super::{AttachError, Edit, Embedder, Engine, FunctionId};
-use crate::addr::PatchSite;
 use crate::emit::EmitError;
-use crate::emit::x86_64::THUNK_JUMP;
-use crate::encode::EncodeError;
-use crate::encode::x86_64::{NOP5, call_bytes, jmp_bytes};
 use crate::layout::EntryLayout;
 use crate::metadata::SlotState;
-use crate::patch::{Poke, SITE_LEN, Text};
+use crate::patch::{Poke, Text};
 
 /// What [`Engine::plan`] found.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +30,8 @@ struct Step {
     /// The set that their records name: 0 if nothing was ever attached.
     had: u32,
     layout: EntryLayout,
-    old_image: u64,
-    new_image: u64,
+    old: Leads,
+    new: Leads,
 }
 
 impl<E: Embedder> Engine<E> {
@@ -61,8 +59,8 @@ impl<E: Embedder> Engine<E> {
                 Some(step) if step.class == class && step.had == had => step,
                 _ => *step.insert(self.step(id, class, had, &edit)?),
             };
-            let site = step.layout.site(entry);
-            let target = match step.layout.slot_kind().zip(step.layout.slot(entry)) {
+            let has_entry_thunk = [step.old.form, step.new.form].contains(&Form::Entry);
+            let entry_thunk = match step.layout.slot_kind().zip(step.layout.slot(entry)) {
                 Some((kind, slot)) => {
                     let found = self.parts.text.read(slot.get());
                     let found = found.map_err(|cause| AttachError::Text(cause.into()))?;
@@ -73,15 +71,17 @@ impl<E: Embedder> Engine<E> {
                     }
                     None
                 }
+                None if !has_entry_thunk => None,
                 None => match thunk {
                     Some(thunk) => Some(thunk),
                     None => Some(self.add_thunk(id, class)?),
                 },
             };
-            let poke = site_poke(site, nop.bytes(), target, &step);
-            planned.add(pokes, poke.map_err(EmitError::Encode)?)?;
-            if let Some(thunk) = target {
-                let poke = jump_poke(thunk, &step);
+            let leads = [&step.old, &step.new];
+            let site = Site { at: step.layout.site(entry), nop: nop.bytes(), entry_thunk };
+            planned.add(pokes, self.site_poke(id, &step.layout, &site, leads)?)?;
+            if let Some(thunk) = entry_thunk {
+                let poke = jump_poke(thunk, leads);
                 planned.add(pokes, poke.map_err(EmitError::Encode)?)?;
             }
         }
@@ -105,7 +105,9 @@ impl<E: Embedder> Engine<E> {
         let of_class = of_class.ok_or_else(unknown)?;
         let (layout, from) = (of_class.layout, if had == 0 { of_class.empty } else { had });
         let old = self.sets.get(from).ok_or_else(unknown)?;
-        let old_image = old.image;
+        let leads =
+            |number, set: &Set| Leads { set: number, form: set.form, image: set.bodies.enter };
+        let old_leads = leads(from, old);
         let next = if old.stamp == self.edits {
             old.next
         } else {
@@ -113,6 +115,8 @@ impl<E: Embedder> Engine<E> {
                 let entry = self.entry(id).unwrap_or(crate::addr::Entry::new(0));
                 match error {
                     EditError::Full => AttachError::TooManyPrograms { entry },
+                    EditError::Sessions => AttachError::TooManySessions { entry },
+                    EditError::Replaced => AttachError::Replaced { entry },
                     EditError::NotThere => AttachError::NotAttached { entry },
                 }
             })?;
@@ -125,8 +129,8 @@ impl<E: Embedder> Engine<E> {
             old.stamp = self.edits;
             next
         };
-        let new_image = self.sets.get(next).ok_or_else(unknown)?.image;
-        Ok(Step { class, had, layout, old_image, new_image })
+        let new = leads(next, self.sets.get(next).ok_or_else(unknown)?);
+        Ok(Step { class, had, layout, old: old_leads, new })
     }
 }
 
@@ -140,30 +144,4 @@ impl Planned {
         self.pokes = needed;
         Ok(())
     }
-}
-
-/// The change of a site: between a nop and a call of the image, or of the thunk where the
-/// function has one.
-#[inline]
-fn site_poke(
-    site: PatchSite,
-    nop: [u8; SITE_LEN],
-    thunk: Option<u64>,
-    step: &Step,
-) -> Result<Poke, EncodeError> {
-    let bytes = |image| match image {
-        0 => Ok(nop),
-        image => call_bytes(site.get(), thunk.unwrap_or(image)),
-    };
-    Ok(Poke::new(site, bytes(step.old_image)?, bytes(step.new_image)?))
-}
-
-/// The change of a thunk's jump: between a nop and a jump to the image.
-fn jump_poke(thunk: u64, step: &Step) -> Result<Poke, EncodeError> {
-    let jump = thunk.wrapping_add(THUNK_JUMP as u64);
-    let bytes = |image| match image {
-        0 => Ok(NOP5),
-        image => jmp_bytes(jump, image),
-    };
-    Ok(Poke::new(PatchSite::new(jump), bytes(step.old_image)?, bytes(step.new_image)?))
 }

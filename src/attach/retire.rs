@@ -2,7 +2,11 @@
 
 use core::sync::atomic::Ordering;
 
+use core::ops::Range;
+
+use super::set::Set;
 use super::{Embedder, Engine, FunctionId, ImageMemory, Region};
+use crate::emit::x86_64::EXIT_THUNK_SIZE;
 
 impl<E: Embedder> Engine<E> {
     /// Forgets functions, whose indexes may then be given to others.
@@ -39,11 +43,21 @@ impl<E: Embedder> Engine<E> {
         }
     }
 
-    /// The addresses of the images that a core may be in for a function that does not lead
-    /// there any more, in no order. A core that is in another is there for what is attached.
-    pub fn images_left(&self) -> impl Iterator<Item = u64> {
-        let set = |number| self.sets.get(number).filter(|set| set.live && set.left);
-        (1..self.sets.bound()).filter_map(set).map(|set| set.image).filter(|&image| image != 0)
+    /// The emitted code that a core may be in for a function that does not lead there any more,
+    /// in no order: images, and exit thunks. A core that is in other is there for what is
+    /// attached, or was never there.
+    ///
+    /// A function with programs at its exit returns to its thunk. So a core that has such a
+    /// thunk's address as a return address is inside, for as long as the function runs.
+    pub fn code_left(&self) -> impl Iterator<Item = Range<u64>> {
+        let left = |&(_, set): &(u32, &Set)| set.live && set.left && set.image != 0;
+        let sets =
+            (1..self.sets.bound()).filter_map(|number| Some((number, self.sets.get(number)?)));
+        sets.filter(left).flat_map(|(number, set)| {
+            let image = set.image..set.image.saturating_add(set.image_size.into());
+            let thunk = |at: u64| at..at.saturating_add(EXIT_THUNK_SIZE as u64);
+            core::iter::once(image).chain(self.exit_thunks_left(number).map(thunk))
+        })
     }
 
     /// Frees what nothing leads to any more: images of sets that no function has, and lanes of
@@ -55,7 +69,7 @@ impl<E: Embedder> Engine<E> {
     /// # Safety
     /// Since the last [`attach`](Self::attach), [`detach`](Self::detach) or
     /// [`set_enabled`](Self::set_enabled) returned, whatever it returned, every core and thread
-    /// has been seen outside of the [images left](Self::images_left), and without a return
+    /// has been seen outside of the [code left](Self::code_left), and without a return
     /// address there; or none that was inside has run again, or ever will.
     pub unsafe fn quiesced(&mut self) -> usize {
         for index in 0..self.records.bound() {
@@ -73,7 +87,9 @@ impl<E: Embedder> Engine<E> {
         let mut freed = 0;
         for number in 1..self.sets.bound() {
             let Some(set) = self.sets.get_mut(number) else { break };
-            set.left = false;
+            if core::mem::take(&mut set.left) {
+                self.settle_exit_thunks(number);
+            }
             let Some(set) = self.sets.get(number) else { break };
             let class = self.classes.get(usize::from(set.class)).and_then(Option::as_ref);
             let is_empty_set = class.is_some_and(|class| class.empty == number);
@@ -87,6 +103,8 @@ impl<E: Embedder> Engine<E> {
                 unsafe { self.parts.images.free(image, size) };
                 freed += 1;
             }
+            // SAFETY: as above: no function has the set, and no core is inside of what was left.
+            unsafe { self.free_exit_thunks(number) };
             if let Some(hash) = self.hashes.get(number) {
                 hash.store(0, Ordering::Relaxed);
             }

@@ -2,17 +2,34 @@
 
 use core::sync::atomic::AtomicU32;
 
+use super::exit_thunks::ThunkBlock;
+use super::{Attachment, ProgramKind};
 use crate::emit::Vectors;
-use crate::metadata::{Element, Zeroed};
+use crate::emit::x86_64::Bodies;
+use crate::metadata::{Column, Element, Zeroed};
 
 /// How many programs one function can have.
 pub const MAX_PROGRAMS: usize = 16;
+
+/// When a program of a set runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Role {
+    Entry,
+    Exit,
+    ModifyReturn,
+    Session,
+    Replace,
+}
 
 /// One program of a set. All zeroes is a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SetEntry {
     pub target: u64,
+    /// A session's exit.
+    pub exit: u64,
     pub data: u64,
+    pub role: Role,
     pub has_data: bool,
     pub enabled: bool,
     pub lane: u8,
@@ -20,15 +37,31 @@ pub(crate) struct SetEntry {
 }
 
 impl SetEntry {
-    pub const VACANT: Self =
-        Self { target: 0, data: 0, has_data: false, enabled: false, lane: 0, vectors: 0 };
+    pub const VACANT: Self = Self {
+        target: 0,
+        exit: 0,
+        data: 0,
+        role: Role::Entry,
+        has_data: false,
+        enabled: false,
+        lane: 0,
+        vectors: 0,
+    };
 
-    pub const fn new(target: u64, data: Option<u64>, vectors: Vectors, lane: u8) -> Self {
-        let (data, has_data) = match data {
+    pub const fn new(program: &Attachment<'_>, lane: u8) -> Self {
+        let (data, has_data) = match program.data {
             Some(data) => (data, true),
             None => (0, false),
         };
-        Self { target, data, has_data, enabled: true, lane, vectors: vectors as u8 }
+        let (role, exit) = match program.kind {
+            ProgramKind::Entry => (Role::Entry, 0),
+            ProgramKind::Exit => (Role::Exit, 0),
+            ProgramKind::ModifyReturn => (Role::ModifyReturn, 0),
+            ProgramKind::Session { exit } => (Role::Session, exit),
+            ProgramKind::Replace => (Role::Replace, 0),
+        };
+        let (target, vectors) = (program.target, program.vectors as u8);
+        Self { target, exit, data, role, has_data, enabled: true, lane, vectors }
     }
 
     pub const fn vectors(&self) -> Vectors {
@@ -41,6 +74,11 @@ impl SetEntry {
             ZMM => Vectors::Zmm,
             _ => Vectors::Untouched,
         }
+    }
+
+    /// Whether this is what runs instead of the origin, and is enabled.
+    pub fn replaces(&self) -> bool {
+        self.enabled && self.role == Role::Replace
     }
 
     /// This entry's lane, as a bit.
@@ -97,12 +135,28 @@ impl Programs {
         let mut mix = |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
         for entry in self.as_slice() {
             mix(entry.target);
+            mix(entry.exit);
             mix(entry.data);
-            let flags = [entry.lane, entry.vectors, entry.has_data.into(), entry.enabled.into()];
-            mix(u64::from(u32::from_le_bytes(flags)));
+            let (has_data, enabled) = (entry.has_data.into(), entry.enabled.into());
+            let flags = [entry.lane, entry.vectors, has_data, enabled, entry.role as u8, 0, 0, 0];
+            mix(u64::from_le_bytes(flags));
         }
         hash | 1
     }
+}
+
+/// How a function's patch site leads to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Form {
+    /// It does not: no program is enabled, and there is no image.
+    Nothing,
+    /// By a call: the image runs programs at the entry.
+    Entry,
+    /// By a jump to the function's exit thunk, which calls the image and jumps to it.
+    Exit,
+    /// By a jump: the image replaces the function, and no other program runs.
+    Replace,
 }
 
 /// A set: programs, the image that runs them, and how many functions have it.
@@ -115,7 +169,10 @@ pub(crate) struct Set {
     pub programs: Programs,
     /// Where its image is; 0 if no program is enabled.
     pub image: u64,
+    /// Where in the image is what runs at the entry, and at the exit.
+    pub bodies: Bodies,
     pub image_size: u32,
+    pub form: Form,
     /// The class of its functions.
     pub class: u16,
     /// Whether its index is given out.
@@ -126,9 +183,13 @@ pub(crate) struct Set {
     /// The set that the edit in progress makes of it, if `stamp` is that edit's.
     pub next: u32,
     pub stamp: u32,
+    /// The exit thunks of its functions. Reserved when the set first has a need of it, and kept
+    /// for the next set in this place.
+    pub thunks: Column<ThunkBlock>,
 }
 
-// SAFETY: integers, booleans, and a list of the same; zeroes are a set that is not live.
+// SAFETY: integers, booleans, enumerations that have a zero, a column, and a list of these;
+// zeroes are a set that is not live.
 unsafe impl Zeroed for Set {}
 
 impl Element for Set {

@@ -1,52 +1,63 @@
 //! What a program is shown of the return that it interrupts.
 
+use core::slice;
+
+use super::SESSIONS;
+use super::context::{place, state};
 use crate::addr::{Entry, ReturnAddress};
 
-/// The return of a hooked function, and what was kept of its call. 112 bytes:
+/// The return of a hooked function, and what was kept of its call. 176 bytes, of which the
+/// first are those of the call's [`Context`](super::Context):
 ///
 /// | offset | size | field |
 /// |---|---|---|
-/// | 0 | 48 | argument registers `rdi`, `rsi`, `rdx`, `rcx`, `r8`, `r9`, as the caller gave them |
+/// | 0 | 48 | argument registers `rdi`, `rsi`, `rdx`, `rcx`, `r8`, `r9`, as the function got them |
 /// | 48 | 8 | `rax`: the return value, or its first half |
 /// | 56 | 8 | `rdx`: its second half |
-/// | 64 | 8 | the function's index |
+/// | 64 | 4 | the function's index |
+/// | 68 | 4 | as in [`Context`](super::Context) |
 /// | 72 | 8 | the function's entry |
-/// | 80 | 8 | the session word, zero when the first entry program runs |
-/// | 88 | 8 | where the function returns to, in its caller |
-/// | 96 | 8 | 16 less than the address of the stack slot that its return address was in; all ones when free |
-/// | 104 | 8 | what tells a tail call of this function from a frame that was left behind |
+/// | 80 | 8 | where the vector registers are saved |
+/// | 88 | 8 | 16 less than the address of the stack slot that its return address was in; all ones when free |
+/// | 96 | 8 | what tells a tail call of this function from a frame that was left behind |
+/// | 104 | 8 | where the function returns to, in its caller |
+/// | 112 | 64 | the session words, of which those that programs have are zero when the first entry program runs |
 ///
 /// It is the call's frame on the [side stack](super::x86_64::SideStack), where there is one.
-/// What a program writes to the return value is what the caller sees. Values returned in
-/// `xmm0`, `xmm1` and on the x87 stack are not in it; they reach the caller as they are.
+/// What a program writes to the return value is what the caller sees. A value returned on the
+/// x87 stack is not in it, and reaches the caller as it is.
 #[derive(Debug)]
 #[repr(C)]
 pub struct ExitContext {
     pub(crate) args: [u64; 6],
     pub(crate) rax: u64,
     pub(crate) rdx: u64,
-    pub(crate) index: u64,
+    pub(crate) index: u32,
+    pub(crate) state: u32,
     pub(crate) function: u64,
-    pub(crate) session: u64,
-    pub(crate) caller: u64,
+    pub(crate) vectors: u64,
     pub(crate) slot: u64,
     pub(crate) through: u64,
+    pub(crate) caller: u64,
+    pub(crate) sessions: [u64; SESSIONS as usize],
 }
 
-static_assertions::const_assert_eq!(size_of::<ExitContext>(), 112);
+static_assertions::const_assert_eq!(size_of::<ExitContext>(), 176);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, args), 0);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, rax), 48);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, rdx), 56);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, index), 64);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, state), 68);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, function), 72);
-static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, session), 80);
-static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, caller), 88);
-static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, slot), 96);
-static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, through), 104);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, vectors), 80);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, slot), 88);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, through), 96);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, caller), 104);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, sessions), 112);
 
 impl ExitContext {
-    /// The six argument registers as the caller gave them, whatever the entry programs and
-    /// the function made of them: `rdi`, `rsi`, `rdx`, `rcx`, `r8`, `r9`.
+    /// The six argument registers as the function got them from the entry programs: `rdi`,
+    /// `rsi`, `rdx`, `rcx`, `r8`, `r9`.
     #[must_use]
     pub const fn args(&self) -> &[u64; 6] {
         &self.args
@@ -65,6 +76,31 @@ impl ExitContext {
         self.rdx = rdx;
     }
 
+    /// The vector register `number`, 0 or 1, which a floating-point return value takes in this
+    /// order: 16, 32 or 64 bytes, as many as are saved around programs, lowest first. `None`
+    /// where none are.
+    #[must_use]
+    pub fn vector(&self, number: usize) -> Option<&[u8]> {
+        let place = place(self.vectors, self.state, number, 2)?;
+        // SAFETY: the image has saved two registers of that width there (`place`), which stay
+        // while its programs run.
+        Some(unsafe { slice::from_raw_parts(place, state::bytes(self.state)) })
+    }
+
+    /// The vector register `number`, 0 or 1, to be changed: the caller sees what is written.
+    pub fn vector_mut(&mut self, number: usize) -> Option<&mut [u8]> {
+        let place = place(self.vectors, self.state, number, 2)?;
+        // SAFETY: as in `vector`; programs run one after the other, and this one's context is
+        // borrowed exclusively.
+        Some(unsafe { slice::from_raw_parts_mut(place, state::bytes(self.state)) })
+    }
+
+    /// The `double` that is returned in the vector register `number`, 0 or 1.
+    #[must_use]
+    pub fn double(&self, number: usize) -> Option<f64> {
+        Some(f64::from_le_bytes(*self.vector(number)?.first_chunk()?))
+    }
+
     /// The entry of the hooked function.
     #[must_use]
     pub const fn function(&self) -> Entry {
@@ -74,20 +110,12 @@ impl ExitContext {
     /// The hooked function's index.
     #[must_use]
     pub const fn index(&self) -> u32 {
-        // The body stores a zero-extended 32-bit value.
-        self.index as u32
+        self.index
     }
 
     /// Where the hooked function returns to: an address in its caller.
     #[must_use]
     pub const fn caller(&self) -> ReturnAddress {
         ReturnAddress::new(self.caller)
-    }
-
-    /// What this call's entry programs have left in the session word. They get its address
-    /// as their fourth argument.
-    #[must_use]
-    pub const fn session(&self) -> u64 {
-        self.session
     }
 }

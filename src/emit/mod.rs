@@ -87,7 +87,14 @@ pub struct ProgramCall {
     pub data: Option<u64>,
     /// Where it finds its cookie.
     pub cookie: CookiePlace,
+    /// Which session word of the call it gets the address of, as its fourth argument: one of
+    /// [`SESSIONS`], shared by what runs before the function and what runs after it. The one
+    /// before returns a `u64`: not zero declines the one after, for this call.
+    pub session: Option<u8>,
 }
+
+/// How many session words a call has.
+pub const SESSIONS: u8 = 8;
 
 /// Why an image was not emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::vec::Vec;
 use super::discover::{self, Module};
 use super::glob::{Glob, GlobError};
 use super::names::{FunctionName, Wanted};
-use crate::addr::Entry;
+use crate::addr::{Entry, Origin};
 use crate::attach::{FunctionId, Region};
 
 /// A module whose functions the engine knows.
@@ -207,6 +207,13 @@ impl<'a> Function<'a> {
     #[must_use]
     pub const fn entry(&self) -> Entry {
         self.found.entry
+    }
+
+    /// Where its own code goes on behind the patch site: the origin. A call of it, as of the
+    /// function, runs no program and no replacement.
+    #[must_use]
+    pub const fn origin(&self) -> Origin {
+        self.found.layout.origin(self.found.entry)
     }
 
     /// What else was found of it: its layout, patch site and length.

@@ -49,6 +49,13 @@ impl Link {
         self.functions.is_empty()
     }
 
+    /// How often its programs were skipped, because their thread was inside a program already:
+    /// [`Recursion::Skip`](super::Recursion::Skip).
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.keep.iter().map(|code| code.skipped()).sum()
+    }
+
     /// Switches the programs off. They keep their place among the functions' programs.
     ///
     /// # Errors

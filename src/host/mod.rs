@@ -28,6 +28,7 @@ mod near;
 mod process;
 mod program;
 mod shared;
+mod side_stacks;
 mod state;
 pub mod text;
 pub mod threads;
@@ -37,6 +38,7 @@ pub use error::{AttachError, FindError, HostError, OpenError, Stopped, Synchroni
 pub use functions::{Function, Functions};
 pub use link::{DetachError, Link};
 pub use process::Process;
-pub use program::{Cookies, Program, Programs};
+pub use program::{Cookies, Program, Programs, Recursion, Session};
+pub use side_stacks::{Missed, SIDE_STACK_DEPTH};
 
-pub use crate::emit::Vectors;
+pub use crate::emit::{Context, ExitContext, Vectors};

@@ -11,6 +11,7 @@ use super::functions::Functions;
 use super::link::Link;
 use super::program::{Program, Programs};
 use super::shared::Shared;
+use super::side_stacks::{self, Missed};
 use super::state::State;
 use super::threads;
 
@@ -102,8 +103,16 @@ impl Process {
     /// handlers, under any lock, in the allocator, before a thread's local storage is set up
     /// and after it is gone. It must be sound there. A program for functions that signal
     /// handlers call must be async-signal-safe; one for functions that an allocator calls must
-    /// not allocate; a program that calls a function it is attached to recurses for ever; and
-    /// one that attaches or detaches may wait for itself.
+    /// not allocate; a program that calls a function it is attached to recurses for ever, unless
+    /// it is told to [skip](super::Recursion::Skip) such calls; and one that attaches or
+    /// detaches may wait for itself.
+    ///
+    /// With programs at the exit, each thread runs the functions on one stack: threads that
+    /// switch stacks (`swapcontext`, coroutines, handlers on an alternate signal stack) inside of
+    /// them lose their way. Such programs leave the x87 stack as it is: no `long double`.
+    ///
+    /// What modifies a return or replaces a function does what the function's callers rely on,
+    /// and the replacement has the function's type.
     ///
     /// What a program writes to the [`Context`](crate::emit::Context)'s arguments, the function
     /// gets.
@@ -144,7 +153,7 @@ impl Process {
         {
             attached = attempt();
         }
-        let keep = programs.into_iter().filter_map(|program| program.keep).collect();
+        let keep = programs.into_iter().filter_map(Program::keep).collect();
         match attached {
             Ok(lanes) => Ok(Link::new(&self.shared, ids, lanes, keep)),
             Err(error) => {
@@ -157,6 +166,41 @@ impl Process {
                 Err(error)
             }
         }
+    }
+
+    /// Says how many arguments these functions have on the stack, in words of 8 bytes, or that
+    /// it is not known, which is so at first. Programs at the exit of functions of which it is
+    /// known keep all they need on the ordinary stack: threads may switch stacks inside of
+    /// them, and no call is too deep.
+    ///
+    /// The psABI (3.2.3) puts on the stack what does not fit into six integer and eight vector
+    /// registers, structures of more than 16 bytes, and `long double`. Of functions with a
+    /// variable number of arguments it is not known.
+    ///
+    /// # Safety
+    /// No function of the selection has more words of arguments on the stack than that, and its
+    /// callers have as many there: a number that is too large reads and copies what is above.
+    ///
+    /// # Errors
+    /// [`AttachError`], if one of the functions has programs.
+    pub unsafe fn set_stack_arguments(
+        &self,
+        functions: &Functions,
+        words: Option<u8>,
+    ) -> Result<(), AttachError> {
+        let ids = functions.ids();
+        self.shared.locked(|state| {
+            state.operate(&ids, |engine, _| {
+                // SAFETY: the caller's contract is the same.
+                unsafe { engine.set_stack_arguments(&ids, words) }
+            })
+        })
+    }
+
+    /// What programs at the exit of functions did not see.
+    #[must_use]
+    pub fn missed(&self) -> Missed {
+        side_stacks::missed()
     }
 
     /// Waits until no thread is inside a program that was detached, or in emitted code, and

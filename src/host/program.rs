@@ -1,13 +1,17 @@
 //! Programs, as a process writes them.
 
-use core::any::Any;
+mod calls;
+
 use core::fmt;
-use core::ptr::from_ref;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::Arc;
 use std::vec::Vec;
 
-use crate::attach;
-use crate::emit::{Context, Vectors};
+use crate::attach::{self, ProgramKind};
+use crate::emit::{Context, ExitContext, Vectors};
+use calls::Guarded;
+pub use calls::Session;
+pub(super) use calls::{Code, Keep};
 
 /// A program's cookie for each function: a number that the program gets with every call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +35,24 @@ impl Cookies {
     }
 }
 
-/// What keeps a closure alive while emitted code may call it.
-pub(super) type Keep = Arc<dyn Any + Send + Sync>;
+/// What a program does when its thread is inside a program already: a program that calls a hooked
+/// function comes there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recursion {
+    /// It runs.
+    #[default]
+    Run,
+    /// It does not run while its thread is inside a program that skips, and counts how often:
+    /// [`Link::skipped`](super::Link::skipped). A session's exit is skipped with its entry.
+    Skip,
+}
 
-/// What runs at the entry of functions: a closure or an `extern "C"` function that takes the
-/// [`Context`] of the call and the program's cookie for the function.
+/// What runs at the entry or the exit of functions: a closure or an `extern "C"` function that
+/// takes the [`Context`] of the call, or the [`ExitContext`] of the return, and the program's
+/// cookie for the function.
+///
+/// At an entry programs run in the order in which they were attached, and then those that may
+/// [modify the return](Self::modify_return), in that order; at the exit in the reverse of it.
 ///
 /// ```
 /// use core::sync::atomic::{AtomicU64, Ordering};
@@ -48,64 +65,129 @@ pub(super) type Keep = Arc<dyn Any + Send + Sync>;
 ///     let _ = (cookie, context.args()[0]);
 /// })
 /// .cookies(Cookies::Position);
-/// # let _ = (count, per_function);
+/// let results = Program::exit(|context, _| { let _ = context.returned(); });
+/// # let _ = (count, per_function, results);
 /// ```
 #[derive(Clone)]
 #[must_use = "a program runs when it is attached"]
 pub struct Program {
-    pub(super) target: u64,
-    pub(super) data: Option<u64>,
-    pub(super) vectors: Option<Vectors>,
-    pub(super) cookies: Cookies,
-    pub(super) keep: Option<Keep>,
+    target: u64,
+    kind: ProgramKind,
+    vectors: Option<Vectors>,
+    cookies: Cookies,
+    recursion: Recursion,
+    /// `None` for what replaces a function, which is called by nobody but its callers.
+    code: Option<Arc<dyn Code>>,
 }
 
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program")
             .field("target", &format_args!("{:#x}", self.target))
+            .field("kind", &self.kind)
             .field("vectors", &self.vectors)
             .field("cookies", &self.cookies)
+            .field("recursion", &self.recursion)
             .finish_non_exhaustive()
     }
 }
 
 impl Program {
-    /// A closure. If it panics, the process aborts: there is no frame to unwind into.
+    /// A closure that runs at the entry. If it panics, the process aborts: there is no frame to
+    /// unwind into.
     ///
-    /// The closure is dropped once it is detached and no thread can be in it any more; see
+    /// A closure is dropped once it is detached and no thread can be in it any more; see
     /// [`Process::synchronize`](super::Process::synchronize).
     pub fn new<F>(program: F) -> Self
     where
         F: Fn(&mut Context, u64) + Send + Sync + 'static,
     {
-        let program = Arc::new(program);
-        let data = from_ref::<F>(&program).expose_provenance() as u64;
-        let target = call_closure::<F> as *const () as u64;
-        let keep: Keep = program;
+        Self::of(calls::entry::<F> as *const () as u64, ProgramKind::Entry, program)
+    }
+
+    /// A function that runs at the entry, and is never dropped. If it is part of a library, the
+    /// library must stay.
+    pub fn from_fn(program: extern "C" fn(&mut Context, u64)) -> Self {
+        Self::new(move |context, cookie| program(context, cookie))
+    }
+
+    /// A closure that runs at the exit, when the function returns.
+    pub fn exit<F>(program: F) -> Self
+    where
+        F: Fn(&mut ExitContext, u64) + Send + Sync + 'static,
+    {
+        Self::of(calls::exit::<F> as *const () as u64, ProgramKind::Exit, program)
+    }
+
+    /// A closure that runs at the entry, and that may decide what the function returns: what
+    /// it gives, if it is not zero. The function itself is then skipped, and programs of this
+    /// kind that were attached later do not run; those at the exit do.
+    pub fn modify_return<F>(program: F) -> Self
+    where
+        F: Fn(&mut Context, u64) -> u64 + Send + Sync + 'static,
+    {
+        Self::of(calls::modify::<F> as *const () as u64, ProgramKind::ModifyReturn, program)
+    }
+
+    /// Two closures, at the entry and at the exit, that share a word for each call: zero when
+    /// the first gets it. It says whether the second shall run for this call.
+    ///
+    /// ```
+    /// use fentry::host::{Program, Session};
+    ///
+    /// let slow = Program::session(
+    ///     |context, _, started| {
+    ///         *started = 17; // the time
+    ///         if context.args()[0] == 0 { Session::NoExit } else { Session::Exit }
+    ///     },
+    ///     |_, _, started| assert_eq!(*started, 17),
+    /// );
+    /// # let _ = slow;
+    /// ```
+    pub fn session<F, G>(entry: F, exit: G) -> Self
+    where
+        F: Fn(&mut Context, u64, &mut u64) -> Session + Send + Sync + 'static,
+        G: Fn(&mut ExitContext, u64, &mut u64) + Send + Sync + 'static,
+    {
+        let exit_target = calls::session_exit::<F, G> as *const () as u64;
+        let target = calls::session_entry::<F, G> as *const () as u64;
+        Self::of(target, ProgramKind::Session { exit: exit_target }, (entry, exit))
+    }
+
+    /// A function that runs instead of the hooked one: at this address, which must stay. A
+    /// function has one replacement at a time. To call what is replaced, call its
+    /// [origin](super::Function::origin).
+    pub fn replace(function: *const ()) -> Self {
         Self {
-            target,
-            data: Some(data),
+            target: function as u64,
+            kind: ProgramKind::Replace,
             vectors: None,
             cookies: Cookies::Same(0),
-            keep: Some(keep),
+            recursion: Recursion::Run,
+            code: None,
         }
     }
 
-    /// A function, which is never dropped. If it is part of a library, the library must stay.
-    pub fn from_fn(program: extern "C" fn(&mut Context, u64)) -> Self {
-        Self {
-            target: program as *const () as u64,
-            data: None,
-            vectors: None,
-            cookies: Cookies::Same(0),
-            keep: None,
-        }
+    fn of<F: Send + Sync + 'static>(target: u64, kind: ProgramKind, code: F) -> Self {
+        let code =
+            Arc::new(Guarded { skip: AtomicBool::new(false), skipped: AtomicU64::new(0), code });
+        let (vectors, cookies) = (None, Cookies::Same(0));
+        Self { target, kind, vectors, cookies, recursion: Recursion::Run, code: Some(code) }
     }
 
     /// Its cookies; without this, each is 0.
     pub fn cookies(mut self, cookies: Cookies) -> Self {
         self.cookies = cookies;
+        self
+    }
+
+    /// What it does when its thread is inside a program already; without this, it runs. Applies
+    /// to all clones of this program.
+    pub fn recursion(mut self, recursion: Recursion) -> Self {
+        self.recursion = recursion;
+        if let Some(code) = &self.code {
+            code.set_skip(recursion == Recursion::Skip);
+        }
         self
     }
 
@@ -124,10 +206,16 @@ impl Program {
     pub(super) fn as_engine(&self) -> attach::Attachment<'_> {
         attach::Attachment {
             target: self.target,
-            data: self.data,
+            kind: self.kind,
+            data: self.code.as_ref().map(|code| code.address()),
             vectors: self.vectors.unwrap_or_else(widest),
             cookies: self.cookies.as_engine(),
         }
+    }
+
+    /// What keeps it alive while emitted code may call it.
+    pub(super) fn keep(self) -> Option<Keep> {
+        self.code
     }
 }
 
@@ -156,7 +244,7 @@ impl<const N: usize> Programs for [Program; N] {
 }
 
 /// The widest vector registers that this CPU has and the operating system saves.
-fn widest() -> Vectors {
+pub(super) fn widest() -> Vectors {
     if std::is_x86_feature_detected!("avx512f") {
         Vectors::Zmm
     } else if std::is_x86_feature_detected!("avx") {
@@ -164,12 +252,4 @@ fn widest() -> Vectors {
     } else {
         Vectors::Xmm
     }
-}
-
-/// What emitted code calls for a closure of type `F`.
-extern "C" fn call_closure<F>(context: &mut Context, cookie: u64, program: &F)
-where
-    F: Fn(&mut Context, u64),
-{
-    program(context, cookie);
 }

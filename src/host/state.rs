@@ -13,6 +13,7 @@ use super::error::{AttachError, HostError, OpenError, Stopped};
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
 use super::program::Keep;
+use super::side_stacks;
 use super::text::{HostText, can_store_pair};
 use super::threads::{self, Verdict};
 use crate::addr::Entry;
@@ -63,6 +64,7 @@ impl State {
             cores: Membarrier::register()?,
             images: HostImages::default(),
             tables: HostTables::default(),
+            side_stack: side_stacks::place(),
         };
         Ok(Self {
             engine: Engine::new(parts, Protocol::ShortJump, &TRAPS)?,
@@ -194,6 +196,7 @@ impl State {
                 layout: function.layout,
                 nop: function.nop,
                 region,
+                stack_arguments: None,
             })?);
         }
         let own = own_functions(&module);
@@ -305,6 +308,9 @@ impl State {
         }
         let function = match &cause {
             Cause::TooManyPrograms { entry }
+            | Cause::TooManySessions { entry }
+            | Cause::Replaced { entry }
+            | Cause::Attached { entry }
             | Cause::NotAttached { entry }
             | Cause::NotPrepared { entry } => self.name_at(*entry),
             Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),

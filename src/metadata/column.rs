@@ -90,9 +90,12 @@ impl<M: Debug + Display> core::error::Error for TableError<M> {}
 
 /// An array of `T` in reserved address space: element *i* stands at `base + i * size`, for
 /// ever, so that emitted code can hold `base` as an immediate.
+///
+/// All zeroes is a column of no elements, that nothing was reserved for.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Column<T> {
-    base: NonNull<u8>,
+    base: Option<NonNull<u8>>,
     capacity: u32,
     /// Elements from the start that are committed.
     ready: u32,
@@ -104,6 +107,8 @@ pub struct Column<T> {
 unsafe impl<T: Zeroed> Send for Column<T> {}
 // SAFETY: as above.
 unsafe impl<T: Zeroed> Sync for Column<T> {}
+// SAFETY: no address (the layout of `Option<NonNull>` is guaranteed), and two integers.
+unsafe impl<T: Zeroed> Zeroed for Column<T> {}
 
 impl<T: Zeroed> Column<T> {
     const ALIGNED: () = assert!(align_of::<T>() <= 64 && size_of::<T>() > 0);
@@ -119,13 +124,25 @@ impl<T: Zeroed> Column<T> {
         let () = Self::ALIGNED;
         let bytes = bytes::<T>(capacity).ok_or(TableError::Full { capacity })?;
         let base = memory.reserve(bytes).map_err(TableError::Memory)?;
-        Ok(Self { base, capacity, ready: 0, elements: PhantomData })
+        Ok(Self { base: Some(base), capacity, ready: 0, elements: PhantomData })
     }
 
     /// The address of element 0, which emitted code counts from.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.base.as_ptr() as u64
+        self.base.map_or(0, |base| base.as_ptr() as u64)
+    }
+
+    /// How many elements are ready, from the first on.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        self.ready
+    }
+
+    /// Whether no element is ready.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.ready == 0
     }
 
     /// How many elements there can ever be.
@@ -137,22 +154,18 @@ impl<T: Zeroed> Column<T> {
     /// The element at `index`, if it has been made ready.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<&T> {
-        if index >= self.ready {
-            return None;
-        }
+        let base = self.base.filter(|_| index < self.ready)?;
         // SAFETY: the first `ready` elements are committed (see `ready`), zeroed when they
         // were, and zeroes are a `T`; nobody but this column hands them out.
-        Some(unsafe { self.base.cast::<T>().add(index as usize).as_ref() })
+        Some(unsafe { base.cast::<T>().add(index as usize).as_ref() })
     }
 
     /// As [`get`](Self::get), to be changed.
     #[must_use]
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
-        if index >= self.ready {
-            return None;
-        }
+        let base = self.base.filter(|_| index < self.ready)?;
         // SAFETY: as in `get`, and this column is borrowed exclusively.
-        Some(unsafe { self.base.cast::<T>().add(index as usize).as_mut() })
+        Some(unsafe { base.cast::<T>().add(index as usize).as_mut() })
     }
 
     /// Makes every element before `count` ready. Moves none, and disturbs no reader.
@@ -172,8 +185,8 @@ impl<T: Zeroed> Column<T> {
         if count > self.capacity {
             return Err(full);
         }
-        let (Some(from), Some(all), Some(needed)) =
-            (bytes::<T>(self.ready), bytes::<T>(self.capacity), bytes::<T>(count))
+        let (Some(base), Some(from), Some(all), Some(needed)) =
+            (self.base, bytes::<T>(self.ready), bytes::<T>(self.capacity), bytes::<T>(count))
         else {
             return Err(full);
         };
@@ -182,7 +195,7 @@ impl<T: Zeroed> Column<T> {
         if to > from {
             // SAFETY: the base is from `reserve`, of `all` bytes, and everything before
             // `from` was committed by earlier calls, which rounded the same way.
-            unsafe { memory.commit(self.base, from, to) }.map_err(TableError::Memory)?;
+            unsafe { memory.commit(base, from, to) }.map_err(TableError::Memory)?;
         }
         self.ready = count;
         Ok(())
@@ -194,9 +207,9 @@ impl<T: Zeroed> Column<T> {
     /// `memory` is the one it was reserved from, and nothing reads the column any more,
     /// emitted code included.
     pub unsafe fn release<M: TableMemory>(self, memory: &mut M) {
-        if let Some(bytes) = bytes::<T>(self.capacity) {
+        if let Some((base, bytes)) = self.base.zip(bytes::<T>(self.capacity)) {
             // SAFETY: reserved with these very values; the rest is the caller's contract.
-            unsafe { memory.release(self.base, bytes) }
+            unsafe { memory.release(base, bytes) }
         }
     }
 }

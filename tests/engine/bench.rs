@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use fentry::addr::Entry;
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, Region, SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, ProgramKind, Region,
+    SiteNop,
 };
 use fentry::emit::Vectors;
 use fentry::layout::EntryLayout;
@@ -67,7 +68,7 @@ impl Kind {
         // `ret`
         bytes[at(self.layout.origin(entry).get())] = 0xc3;
         let Self { layout, nop, region, .. } = *self;
-        (FunctionSpec { entry, layout, nop, region: Region(region) }, bytes)
+        (FunctionSpec { entry, layout, nop, region: Region(region), stack_arguments: None }, bytes)
     }
 }
 
@@ -248,7 +249,13 @@ impl Bench {
 
 /// A program that is only an address.
 pub const fn program(target: u64, cookies: Cookies<'_>) -> Attachment<'_> {
-    Attachment { target, data: None, vectors: Vectors::Untouched, cookies }
+    Attachment {
+        target,
+        kind: ProgramKind::Entry,
+        data: None,
+        vectors: Vectors::Untouched,
+        cookies,
+    }
 }
 
 /// What `program` makes a function run.

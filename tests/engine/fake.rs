@@ -159,6 +159,7 @@ impl World {
             cores: self.clone(),
             images: self.clone(),
             tables: self.clone(),
+            side_stack: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Lists of programs: order, lanes, cookies, limits.
 
-use fentry::attach::{AttachError, Attachment, Cookies, Lanes, MAX_PROGRAMS};
+use fentry::attach::{AttachError, Attachment, Cookies, Lanes, MAX_PROGRAMS, ProgramKind};
 use fentry::emit::Vectors;
 use fentry::layout::x86_64::{IBT, IBT_UNPADDED, PLAIN_UNPADDED};
 use fentry::metadata::LANES;
@@ -76,6 +76,7 @@ fn one_attachment_of_several_programs_is_one_thing() {
     let attachments: Vec<_> = (0..3)
         .map(|number| Attachment {
             target: target(number),
+            kind: ProgramKind::Entry,
             data: data[number],
             vectors: vectors[number],
             cookies: Cookies::Same(number as u64),

@@ -1,6 +1,6 @@
 //! Random operations against a model that is a list of programs for each function.
 
-use fentry::attach::{AttachError, Attachment, Cookies, Lanes, SiteNop};
+use fentry::attach::{AttachError, Attachment, Cookies, Lanes, ProgramKind, SiteNop};
 use fentry::emit::Vectors;
 use fentry::layout::x86_64::{IBT, IBT_UNPADDED, PLAIN_UNPADDED};
 use fentry::patch::Protocol;
@@ -157,6 +157,7 @@ impl Model {
             .zip(&columns)
             .map(|(&number, cookies)| Attachment {
                 target: 0x1900_0000 + 0x100 * number as u64,
+                kind: ProgramKind::Entry,
                 data: (number > 2).then_some(number as u64),
                 vectors: if number == 1 { Vectors::Ymm } else { Vectors::Untouched },
                 cookies: Cookies::Each(cookies),

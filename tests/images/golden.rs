@@ -63,7 +63,7 @@ fn one_program_index_in_the_slot() {
         expect![[r#"
             +0   push rbp
             +1   mov rbp, rsp
-            +4   sub rsp, 0x10
+            +4   sub rsp, 0x18
             +8   push r10
             +10  push rax
             +11  push r9
@@ -74,30 +74,29 @@ fn one_program_index_in_the_slot() {
             +18  push rdi
             +19  mov r11, [rbp + 8]
             +23  mov eax, [r11 - 0x14]
-            +27  mov [rbp - 0x10], rax
+            +27  mov [rbp - 0x18], rax
             +31  lea r11, [r11 - 5]
-            +35  mov [rbp - 8], r11
+            +35  mov [rbp - 0x10], r11
             +39  and rsp, 0xfffffffffffffff0
             +43  mov r11, 0x7e0000000000
             +53  add rax, rax
             +56  mov rsi, [r11 + rax*8]
-            +60  lea rdi, [rbp - 0x50]
+            +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  xor eax, eax
-            +71  mov [rsp - 8], rax
-            +76  lea rsp, [rbp - 0x50]
-            +80  pop rdi
-            +81  pop rsi
-            +82  pop rdx
-            +83  pop rcx
-            +84  pop r8
-            +86  pop r9
-            +88  pop rax
-            +89  pop r10
-            +91  add rsp, 0x10
-            +95  pop rbp
-            +96  ret
-            +97  int3
+            +69  mov qword ptr [rsp - 8], 0
+            +78  lea rsp, [rbp - 0x58]
+            +82  pop rdi
+            +83  pop rsi
+            +84  pop rdx
+            +85  pop rcx
+            +86  pop r8
+            +88  pop r9
+            +90  pop rax
+            +91  pop r10
+            +93  add rsp, 0x18
+            +97  pop rbp
+            +98  ret
+            +99  int3
         "#]],
     );
 }
@@ -128,7 +127,7 @@ fn one_program_index_from_a_thunk() {
         expect![[r#"
             +0   push rbp
             +1   mov rbp, rsp
-            +4   sub rsp, 0x10
+            +4   sub rsp, 0x18
             +8   push r10
             +10  push rax
             +11  push r9
@@ -139,30 +138,29 @@ fn one_program_index_from_a_thunk() {
             +18  push rdi
             +19  mov rax, r11
             +22  mov r11, [rbp + 8]
-            +26  mov [rbp - 0x10], rax
+            +26  mov [rbp - 0x18], rax
             +30  lea r11, [r11 - 5]
-            +34  mov [rbp - 8], r11
+            +34  mov [rbp - 0x10], r11
             +38  and rsp, 0xfffffffffffffff0
             +42  mov r11, 0x7e0000000000
             +52  add rax, rax
             +55  mov rsi, [r11 + rax*8]
-            +59  lea rdi, [rbp - 0x50]
+            +59  lea rdi, [rbp - 0x58]
             +63  call 0x50001000
-            +68  xor eax, eax
-            +70  mov [rsp - 8], rax
-            +75  lea rsp, [rbp - 0x50]
-            +79  pop rdi
-            +80  pop rsi
-            +81  pop rdx
-            +82  pop rcx
-            +83  pop r8
-            +85  pop r9
-            +87  pop rax
-            +88  pop r10
-            +90  add rsp, 0x10
-            +94  pop rbp
-            +95  ret
-            +96  int3
+            +68  mov qword ptr [rsp - 8], 0
+            +77  lea rsp, [rbp - 0x58]
+            +81  pop rdi
+            +82  pop rsi
+            +83  pop rdx
+            +84  pop rcx
+            +85  pop r8
+            +87  pop r9
+            +89  pop rax
+            +90  pop r10
+            +92  add rsp, 0x18
+            +96  pop rbp
+            +97  ret
+            +98  int3
         "#]],
     );
 }
@@ -177,10 +175,9 @@ fn cookies_of_lanes_0_and_1() {
             +43  mov r11, 0x7e0000000000
             +53  add rax, rax
             +56  mov rsi, [r11 + rax*8]
-            +60  lea rdi, [rbp - 0x50]
+            +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  xor eax, eax
-            +71  mov [rsp - 8], rax
+            +69  mov qword ptr [rsp - 8], 0
         "#]],
     );
     check_middle(
@@ -189,10 +186,9 @@ fn cookies_of_lanes_0_and_1() {
         expect![[r#"
             +43  mov r11, 0x7e1000000000
             +53  mov rsi, [r11 + rax*8]
-            +57  lea rdi, [rbp - 0x50]
+            +57  lea rdi, [rbp - 0x58]
             +61  call 0x50001000
-            +66  xor eax, eax
-            +68  mov [rsp - 8], rax
+            +66  mov qword ptr [rsp - 8], 0
         "#]],
     );
 }
@@ -208,22 +204,21 @@ fn three_programs_and_their_data() {
             +43  mov r11, 0x7e0000000000
             +53  add rax, rax
             +56  mov rsi, [r11 + rax*8]
-            +60  lea rdi, [rbp - 0x50]
+            +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  mov rax, [rbp - 0x10]
-            +73  mov r11, 0x7e1000000000
-            +83  mov rsi, [r11 + rax*8]
-            +87  lea rdi, [rbp - 0x50]
-            +91  mov edx, 0xffffffff
-            +96  call 0x50001100
-            +101 mov rax, [rbp - 0x10]
-            +105 mov r11, 0x7e1000000100
-            +115 mov rsi, [r11 + rax*8]
-            +119 lea rdi, [rbp - 0x50]
-            +123 mov rdx, 0x100000000
-            +133 call 0x4fffff00
-            +138 xor eax, eax
-            +140 mov [rsp - 8], rax
+            +69  mov eax, [rbp - 0x18]
+            +72  mov r11, 0x7e1000000000
+            +82  mov rsi, [r11 + rax*8]
+            +86  lea rdi, [rbp - 0x58]
+            +90  mov edx, 0xffffffff
+            +95  call 0x50001100
+            +100 mov eax, [rbp - 0x18]
+            +103 mov r11, 0x7e1000000100
+            +113 mov rsi, [r11 + rax*8]
+            +117 lea rdi, [rbp - 0x58]
+            +121 mov rdx, 0x100000000
+            +131 call 0x4fffff00
+            +136 mov qword ptr [rsp - 8], 0
         "#]],
     );
 }
@@ -236,11 +231,10 @@ fn a_program_out_of_reach_is_called_through_a_register() {
         expect![[r#"
             +43  mov r11, 0x7e1000000000
             +53  mov rsi, [r11 + rax*8]
-            +57  lea rdi, [rbp - 0x50]
+            +57  lea rdi, [rbp - 0x58]
             +61  mov rax, 0x7f0000001000
             +71  call rax
-            +73  xor eax, eax
-            +75  mov [rsp - 8], rax
+            +73  mov qword ptr [rsp - 8], 0
         "#]],
     );
 }
@@ -251,9 +245,8 @@ fn vectors_as_the_level_says() {
         Vectors::Untouched,
         &[],
         expect![[r#"
-        +43  xor eax, eax
-        +45  mov [rsp - 8], rax
-    "#]],
+            +43  mov qword ptr [rsp - 8], 0
+        "#]],
     );
     check_middle(
         Vectors::Xmm,
@@ -268,16 +261,17 @@ fn vectors_as_the_level_says() {
             +74  movups [rsp + 0x50], xmm5
             +79  movups [rsp + 0x60], xmm6
             +84  movups [rsp + 0x70], xmm7
-            +89  movups xmm0, [rsp]
-            +93  movups xmm1, [rsp + 0x10]
-            +98  movups xmm2, [rsp + 0x20]
-            +103 movups xmm3, [rsp + 0x30]
-            +108 movups xmm4, [rsp + 0x40]
-            +113 movups xmm5, [rsp + 0x50]
-            +118 movups xmm6, [rsp + 0x60]
-            +123 movups xmm7, [rsp + 0x70]
-            +128 xor eax, eax
-            +130 mov [rsp - 8], rax
+            +89  mov [rbp - 8], rsp
+            +93  mov dword ptr [rbp - 0x14], 2
+            +100 movups xmm0, [rsp]
+            +104 movups xmm1, [rsp + 0x10]
+            +109 movups xmm2, [rsp + 0x20]
+            +114 movups xmm3, [rsp + 0x30]
+            +119 movups xmm4, [rsp + 0x40]
+            +124 movups xmm5, [rsp + 0x50]
+            +129 movups xmm6, [rsp + 0x60]
+            +134 movups xmm7, [rsp + 0x70]
+            +139 mov qword ptr [rsp - 8], 0
         "#]],
     );
     check_middle(
@@ -294,16 +288,17 @@ fn vectors_as_the_level_says() {
             +91  vmovups [rsp + 0xc0], ymm6
             +100 vmovups [rsp + 0xe0], ymm7
             +109 vzeroupper
-            +112 vmovups ymm0, [rsp]
-            +117 vmovups ymm1, [rsp + 0x20]
-            +123 vmovups ymm2, [rsp + 0x40]
-            +129 vmovups ymm3, [rsp + 0x60]
-            +135 vmovups ymm4, [rsp + 0x80]
-            +144 vmovups ymm5, [rsp + 0xa0]
-            +153 vmovups ymm6, [rsp + 0xc0]
-            +162 vmovups ymm7, [rsp + 0xe0]
-            +171 xor eax, eax
-            +173 mov [rsp - 8], rax
+            +112 mov [rbp - 8], rsp
+            +116 mov dword ptr [rbp - 0x14], 4
+            +123 vmovups ymm0, [rsp]
+            +128 vmovups ymm1, [rsp + 0x20]
+            +134 vmovups ymm2, [rsp + 0x40]
+            +140 vmovups ymm3, [rsp + 0x60]
+            +146 vmovups ymm4, [rsp + 0x80]
+            +155 vmovups ymm5, [rsp + 0xa0]
+            +164 vmovups ymm6, [rsp + 0xc0]
+            +173 vmovups ymm7, [rsp + 0xe0]
+            +182 mov qword ptr [rsp - 8], 0
         "#]],
     );
     check_middle(
@@ -320,16 +315,17 @@ fn vectors_as_the_level_says() {
             +97  vmovups [rsp + 0x180], zmm6
             +105 vmovups [rsp + 0x1c0], zmm7
             +113 vzeroupper
-            +116 vmovups zmm0, [rsp]
-            +123 vmovups zmm1, [rsp + 0x40]
-            +131 vmovups zmm2, [rsp + 0x80]
-            +139 vmovups zmm3, [rsp + 0xc0]
-            +147 vmovups zmm4, [rsp + 0x100]
-            +155 vmovups zmm5, [rsp + 0x140]
-            +163 vmovups zmm6, [rsp + 0x180]
-            +171 vmovups zmm7, [rsp + 0x1c0]
-            +179 xor eax, eax
-            +181 mov [rsp - 8], rax
+            +116 mov [rbp - 8], rsp
+            +120 mov dword ptr [rbp - 0x14], 6
+            +127 vmovups zmm0, [rsp]
+            +134 vmovups zmm1, [rsp + 0x40]
+            +142 vmovups zmm2, [rsp + 0x80]
+            +150 vmovups zmm3, [rsp + 0xc0]
+            +158 vmovups zmm4, [rsp + 0x100]
+            +166 vmovups zmm5, [rsp + 0x140]
+            +174 vmovups zmm6, [rsp + 0x180]
+            +182 vmovups zmm7, [rsp + 0x1c0]
+            +190 mov qword ptr [rsp - 8], 0
         "#]],
     );
 }

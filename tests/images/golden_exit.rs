@@ -3,10 +3,11 @@
 
 use expect_test::{Expect, expect};
 use fentry::addr::Origin;
-use fentry::emit::Vectors;
 use fentry::emit::x86_64::{
-    Bodies, EXIT_THUNK_SIZE, MakeSideStack, SideStackBodies, SideStackPlace, exit_thunk,
+    Bodies, EXIT_THUNK_SIZE, FrameBodies, Kept, MakeSideStack, SideStackBodies, SideStackPlace,
+    exit_thunk,
 };
+use fentry::emit::{CookiePlace, Stride, Vectors};
 use fentry::encode::CodeBuffer;
 
 use crate::golden::listing;
@@ -15,6 +16,7 @@ use crate::{in_column, in_records};
 pub const IMAGE: u64 = 0x5000_0000;
 pub const ENTRY_PROGRAM: u64 = 0x5000_1000;
 pub const EXIT_PROGRAM: u64 = 0x5000_2000;
+const MODIFYING_PROGRAM: u64 = 0x5000_2800;
 const MAKE: u64 = 0x5000_3000;
 pub const RECORDS: u64 = 0x7e00_0000_0000;
 pub const LANE_1: u64 = 0x7e10_0000_0000;
@@ -42,7 +44,7 @@ pub fn starts(bodies: Bodies) -> String {
 
 #[test]
 fn the_exit_thunk() {
-    let bodies = Bodies { enter: 0x5000_1000, exit: 0x5000_2000 };
+    let bodies = Bodies { enter: 0x5000_1000, exit: 0x5000_2000, kept: Kept::OnSideStack };
     let mut bytes = [0; EXIT_THUNK_SIZE];
     let mut code = CodeBuffer::new(&mut bytes, IMAGE);
     exit_thunk(&mut code, 0x0123_4567, bodies, Origin::new(0x4fff_0005)).unwrap();
@@ -60,12 +62,167 @@ fn the_exit_thunk() {
 }
 
 #[test]
+fn the_exit_thunk_of_the_frame_form() {
+    let bodies = Bodies { enter: 0x5000_1000, exit: 0x5000_2000, kept: Kept::OnStack };
+    let mut bytes = [0; EXIT_THUNK_SIZE];
+    let mut code = CodeBuffer::new(&mut bytes, IMAGE);
+    exit_thunk(&mut code, 7, bodies, Origin::new(0x4fff_0005)).unwrap();
+    expect![[r#"
+        +0   mov r11d, 7
+        +6   call 0x50001000
+        +11  jb short 0x5000001b
+        +13  xchg ax, ax
+        +15  je short 0x50000016
+        +17  call 0x4fff0005
+        +22  jmp 0x50002000
+        +27  jmp 0x4fff0005
+    "#]]
+    .assert_eq(&listing(&bytes, IMAGE));
+}
+
+#[test]
+fn frame_one_program_each_and_two_stack_arguments() {
+    let bodies = FrameBodies {
+        functions: CookiePlace { column: FUNCTIONS, stride: Stride::Sixteen },
+        stack_arguments: 2,
+        vectors: Vectors::Untouched,
+        entries: &[in_records(ENTRY_PROGRAM, RECORDS)],
+        modify: &[in_records(MODIFYING_PROGRAM, RECORDS)],
+        exits: &[in_column(EXIT_PROGRAM, LANE_1)],
+    };
+    check(
+        |code| bodies.emit(code).unwrap(),
+        starts,
+        expect![[r#"
+        enter +128, exit +0
+        +0   lea rbx, [rsp + 0x18]
+        +5   mov [rbx + 0x30], rax
+        +9   mov [rbx + 0x38], rdx
+        +13  and rsp, 0xfffffffffffffff0
+        +17  mov eax, [rbx + 0x40]
+        +20  mov r11, 0x7e1000000000
+        +30  mov rsi, [r11 + rax*8]
+        +34  lea rdi, [rbx]
+        +37  call 0x50002000
+        +42  mov qword ptr [rsp - 8], 0
+        +51  mov rax, [rbx + 0x30]
+        +55  mov rdx, [rbx + 0x38]
+        +59  lea rsp, [rbx + 0xb0]
+        +66  pop rbx
+        +67  pop rbp
+        +68  ret
+        +69  int3
+        +70  mov qword ptr [rsp - 8], 0
+        +79  lea rsp, [rbx - 0x18]
+        +83  mov r11, [rbx + 0x60]
+        +87  push r11
+        +89  mov rbx, [rbp - 8]
+        +93  xor edx, edx
+        +95  ret
+        +96  int3
+        +97  int3
+        +98  int3
+        +99  int3
+        +100 int3
+        +101 int3
+        +102 int3
+        +103 int3
+        +104 int3
+        +105 int3
+        +106 int3
+        +107 int3
+        +108 int3
+        +109 int3
+        +110 int3
+        +111 int3
+        +112 int3
+        +113 int3
+        +114 int3
+        +115 int3
+        +116 int3
+        +117 int3
+        +118 int3
+        +119 int3
+        +120 int3
+        +121 int3
+        +122 int3
+        +123 int3
+        +124 int3
+        +125 int3
+        +126 int3
+        +127 int3
+        +128 push rbx
+        +129 mov rbx, [rsp + 8]
+        +134 mov [rsp + 8], rbp
+        +139 lea rbp, [rsp + 8]
+        +144 lea rsp, [rsp - 0xb0]
+        +152 mov [rsp + 0x60], rbx
+        +157 mov rbx, rsp
+        +160 mov [rbx], rdi
+        +163 mov [rbx + 8], rsi
+        +167 mov [rbx + 0x10], rdx
+        +171 mov [rbx + 0x18], rcx
+        +175 mov [rbx + 0x20], r8
+        +179 mov [rbx + 0x28], r9
+        +183 mov [rbx + 0x30], rax
+        +187 mov [rbx + 0x38], r10
+        +191 mov [rbx + 0x40], r11
+        +195 mov dword ptr [rbx + 0x44], 1
+        +202 mov r10, 0x7d0000000000
+        +212 add r11, r11
+        +215 mov r10, [r10 + r11*8]
+        +219 mov [rbx + 0x48], r10
+        +223 mov r10, [rbp + 8]
+        +227 mov [rbx + 0x68], r10
+        +231 lea r10, [rbp - 8]
+        +235 mov [rbx + 0x58], r10
+        +239 and rsp, 0xfffffffffffffff0
+        +243 mov eax, [rbx + 0x40]
+        +246 mov r11, 0x7e0000000000
+        +256 add rax, rax
+        +259 mov rsi, [r11 + rax*8]
+        +263 lea rdi, [rbx]
+        +266 call 0x50001000
+        +271 mov eax, [rbx + 0x40]
+        +274 mov r11, 0x7e0000000000
+        +284 add rax, rax
+        +287 mov rsi, [r11 + rax*8]
+        +291 lea rdi, [rbx]
+        +294 call 0x50002800
+        +299 test rax, rax
+        +302 jne 0x50000046
+        +308 mov qword ptr [rsp - 8], 0
+        +317 mov rdi, [rbx]
+        +320 mov rsi, [rbx + 8]
+        +324 mov rdx, [rbx + 0x10]
+        +328 mov rcx, [rbx + 0x18]
+        +332 mov r8, [rbx + 0x20]
+        +336 mov r9, [rbx + 0x28]
+        +340 lea rsp, [rbx - 8]
+        +344 mov r11, [rbp + 0x18]
+        +348 push r11
+        +350 mov r11, [rbp + 0x10]
+        +354 push r11
+        +356 mov r11, [rbx + 0x60]
+        +360 push r11
+        +362 mov rax, [rbx + 0x30]
+        +366 mov r10, [rbx + 0x38]
+        +370 mov rbx, [rbp - 8]
+        +374 test rsp, rsp
+        +377 ret
+        +378 int3
+    "#]],
+    );
+}
+
+#[test]
 fn side_stack_one_program_each() {
     let bodies = SideStackBodies {
-        functions: FUNCTIONS,
+        functions: CookiePlace { column: FUNCTIONS, stride: Stride::Eight },
         side_stack: SIDE_STACK,
         vectors: Vectors::Untouched,
         entries: &[in_records(ENTRY_PROGRAM, RECORDS)],
+        modify: &[],
         exits: &[in_column(EXIT_PROGRAM, LANE_1)],
     };
     check(
@@ -76,14 +233,13 @@ fn side_stack_one_program_each() {
             +0   int3
             +1   cmp rbx, [rcx + 0x10]
             +5   jb 0x50000000
-            +11  mov r10, 0xffffffffffffffff
-            +18  mov [rbx + 0x60], r10
-            +22  mov [rcx], rbx
-            +25  inc qword ptr [rcx + 0x20]
-            +29  sub rbx, 0x70
-            +33  cmp rbp, [rbx + 0x60]
+            +11  mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +19  mov [rcx], rbx
+            +22  inc qword ptr [rcx + 0x20]
+            +26  sub rbx, 0xb0
+            +33  cmp rbp, [rbx + 0x58]
             +37  jne 0x50000001
-            +43  jmp 0x50000063
+            +43  jmp 0x50000066
             +48  int3
             +49  int3
             +50  int3
@@ -106,81 +262,93 @@ fn side_stack_one_program_each() {
             +70  mov rbp, rsp
             +73  mov rcx, fs:[0xffffffffffffffc0]
             +82  mov rbx, [rcx]
-            +85  sub rbx, 0x70
-            +89  cmp rbp, [rbx + 0x60]
-            +93  jne 0x50000001
-            +99  mov r11, [rbx + 0x58]
-            +103 mov [rbp + 0x10], r11
-            +107 mov [rbx + 0x30], rax
-            +111 mov [rbx + 0x38], rdx
-            +115 and rsp, 0xfffffffffffffff0
-            +119 mov rax, [rbx + 0x40]
-            +123 mov r11, 0x7e1000000000
-            +133 mov rsi, [r11 + rax*8]
-            +137 lea rdi, [rbx]
-            +140 call 0x50002000
-            +145 xor eax, eax
-            +147 mov [rsp - 8], rax
-            +152 mov rax, [rbx + 0x30]
-            +156 mov rdx, [rbx + 0x38]
-            +160 mov rcx, fs:[0xffffffffffffffc0]
-            +169 mov r11, 0xffffffffffffffff
-            +176 mov [rbx + 0x60], r11
-            +180 mov [rcx], rbx
-            +183 mov rsp, rbp
-            +186 pop rbp
-            +187 pop rbx
-            +188 ret
-            +189 int3
-            +190 lea rsp, [rbp - 0x50]
-            +194 pop rdi
-            +195 pop rsi
-            +196 pop rdx
-            +197 pop rcx
-            +198 pop r8
-            +200 pop r9
-            +202 pop rax
-            +203 pop r10
-            +205 add rsp, 0x10
-            +209 pop rbp
-            +210 cmp rsp, 0xffffffffffffffff
-            +214 ret
-            +215 int3
-            +216 inc qword ptr [rax + 0x18]
-            +220 jmp 0x500000be
-            +225 mov r11, rax
-            +228 sub r10, 0x70
-            +232 mov rax, 0xffffffffffffffff
-            +239 mov [r10 + 0x60], rax
-            +243 lea rax, [r10 + 0x70]
-            +247 cmpxchg [r11], r10
-            +251 mov rax, r11
-            +254 mov r11, [rbp - 0x10]
-            +258 jne 0x500001a9
-            +264 inc qword ptr [rax + 0x20]
-            +268 jmp 0x500001a9
-            +273 jne 0x500000e1
-            +279 mov r11, [rbp + 0x10]
-            +283 sub r11, 0xb
-            +287 cmp r11, [r10 - 8]
-            +291 jne 0x500000e1
-            +297 mov r11, [rbp - 0x10]
-            +301 jmp 0x500001bf
-            +306 and rsp, 0xfffffffffffffff0
-            +310 call 0x50003000
-            +315 xor r11d, r11d
-            +318 mov [rsp - 8], r11
-            +323 mov r11, [rbp - 0x10]
-            +327 lea rsp, [rbp - 0x50]
-            +331 mov rdi, [rsp]
-            +335 mov rsi, [rsp + 8]
-            +340 mov rdx, [rsp + 0x10]
-            +345 mov rcx, [rsp + 0x18]
-            +350 mov r8, [rsp + 0x20]
-            +355 mov r9, [rsp + 0x28]
-            +360 test rax, rax
-            +363 je 0x500000be
-            +369 jmp 0x500001a9
+            +85  sub rbx, 0xb0
+            +92  cmp rbp, [rbx + 0x58]
+            +96  jne 0x50000001
+            +102 mov r11, [rbx + 0x68]
+            +106 mov [rbp + 0x10], r11
+            +110 mov [rbx + 0x30], rax
+            +114 mov [rbx + 0x38], rdx
+            +118 and rsp, 0xfffffffffffffff0
+            +122 mov eax, [rbx + 0x40]
+            +125 mov r11, 0x7e1000000000
+            +135 mov rsi, [r11 + rax*8]
+            +139 lea rdi, [rbx]
+            +142 call 0x50002000
+            +147 mov qword ptr [rsp - 8], 0
+            +156 mov rax, [rbx + 0x30]
+            +160 mov rdx, [rbx + 0x38]
+            +164 mov rcx, fs:[0xffffffffffffffc0]
+            +173 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +181 mov [rcx], rbx
+            +184 mov rsp, rbp
+            +187 pop rbp
+            +188 pop rbx
+            +189 ret
+            +190 int3
+            +191 cmp rsp, 0xffffffffffffffff
+            +195 pop r10
+            +197 pop rbx
+            +198 pop rax
+            +199 pop rbp
+            +200 ret
+            +201 int3
+            +202 inc qword ptr [rax + 0x18]
+            +206 jmp 0x500000bf
+            +211 mov r10, rax
+            +214 sub rbx, 0xb0
+            +221 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +229 lea rax, [rbx + 0xb0]
+            +236 cmpxchg [r10], rbx
+            +240 mov rax, r10
+            +243 jne 0x5000019a
+            +249 inc qword ptr [rax + 0x20]
+            +253 jmp 0x5000019a
+            +258 mov r10, [rbx - 0x58]
+            +262 test r10, r10
+            +265 je 0x500001b0
+            +271 cmp rbp, [rbx - 0x58]
+            +275 jne 0x500000d3
+            +281 mov r10, [rbp + 0x10]
+            +285 sub r10, 0xb
+            +289 cmp r10, [rbx - 0x50]
+            +293 jne 0x500000d3
+            +299 jmp 0x500001b0
+            +304 push r11
+            +306 push rdi
+            +307 push rsi
+            +308 push rdx
+            +309 push rcx
+            +310 push r8
+            +312 push r9
+            +314 and rsp, 0xfffffffffffffff0
+            +318 call 0x50003000
+            +323 mov qword ptr [rsp - 8], 0
+            +332 lea rsp, [rbp - 0x50]
+            +336 pop r9
+            +338 pop r8
+            +340 pop rcx
+            +341 pop rdx
+            +342 pop rsi
+            +343 pop rdi
+            +344 pop r11
+            +346 test rax, rax
+            +349 je 0x500000bf
+            +355 jmp 0x5000019a
+            +360 int3
+            +361 int3
+            +362 int3
+            +363 int3
+            +364 int3
+            +365 int3
+            +366 int3
+            +367 int3
+            +368 int3
+            +369 int3
+            +370 int3
+            +371 int3
+            +372 int3
+            +373 int3
             +374 int3
             +375 int3
             +376 int3
@@ -193,71 +361,59 @@ fn side_stack_one_program_each() {
             +383 int3
             +384 push rbp
             +385 mov rbp, rsp
-            +388 sub rsp, 0x10
-            +392 push r10
-            +394 push rax
-            +395 push r9
-            +397 push r8
-            +399 push rcx
-            +400 push rdx
-            +401 push rsi
-            +402 push rdi
-            +403 mov [rbp - 0x10], r11
-            +407 mov rax, fs:[0xffffffffffffffc0]
-            +416 test rax, rax
-            +419 je 0x50000132
-            +425 mov r10, [rax]
-            +428 cmp rbp, [r10 - 0x10]
-            +432 jae 0x50000111
-            +438 cmp r10, [rax]
-            +441 jne 0x500001a9
-            +447 cmp r10, [rax + 8]
-            +451 jae 0x500000d8
-            +457 lea r10, [r10 + 0x70]
-            +461 mov [rax], r10
-            +464 mov [r10 - 0x10], rbp
-            +468 mov [r10 - 0x70], rdi
-            +472 mov [r10 - 0x68], rsi
-            +476 mov [r10 - 0x60], rdx
-            +480 mov [r10 - 0x58], rcx
-            +484 mov [r10 - 0x50], r8
-            +488 mov [r10 - 0x48], r9
-            +492 mov [r10 - 0x30], r11
-            +496 mov rax, r11
-            +499 mov r11, [rbp + 0x10]
-            +503 mov [r10 - 0x18], r11
-            +507 mov r11, [rbp + 8]
-            +511 mov [r10 - 8], r11
-            +515 mov r11, 0x7d0000000000
-            +525 mov r11, [r11 + rax*8]
-            +529 mov [r10 - 0x28], r11
-            +533 mov [rbp - 8], r11
-            +537 xor r11d, r11d
-            +540 mov [r10 - 0x20], r11
-            +544 lea r10, [r10 - 0x20]
-            +548 push r10
-            +550 and rsp, 0xfffffffffffffff0
-            +554 mov rcx, [rbp - 0x58]
-            +558 mov r11, 0x7e0000000000
-            +568 add rax, rax
-            +571 mov rsi, [r11 + rax*8]
-            +575 lea rdi, [rbp - 0x50]
-            +579 call 0x50001000
-            +584 xor eax, eax
-            +586 mov [rsp - 8], rax
-            +591 lea rsp, [rbp - 0x50]
-            +595 pop rdi
-            +596 pop rsi
-            +597 pop rdx
-            +598 pop rcx
-            +599 pop r8
-            +601 pop r9
-            +603 pop rax
-            +604 pop r10
-            +606 add rsp, 0x10
-            +610 pop rbp
-            +611 ret
-            +612 int3
+            +388 push rax
+            +389 push rbx
+            +390 push r10
+            +392 mov rax, fs:[0xffffffffffffffc0]
+            +401 test rax, rax
+            +404 je 0x50000130
+            +410 mov rbx, [rax]
+            +413 cmp rbp, [rbx - 0x58]
+            +417 jae 0x50000102
+            +423 cmp rbx, [rax]
+            +426 jne 0x5000019a
+            +432 cmp rbx, [rax + 8]
+            +436 jae 0x500000ca
+            +442 lea r10, [rbx + 0xb0]
+            +449 mov [rax], r10
+            +452 mov [rbx + 0x58], rbp
+            +456 mov [rbx], rdi
+            +459 mov [rbx + 8], rsi
+            +463 mov [rbx + 0x10], rdx
+            +467 mov [rbx + 0x18], rcx
+            +471 mov [rbx + 0x20], r8
+            +475 mov [rbx + 0x28], r9
+            +479 mov [rbx + 0x40], r11
+            +483 mov dword ptr [rbx + 0x44], 1
+            +490 mov r10, [rbp + 0x10]
+            +494 mov [rbx + 0x68], r10
+            +498 mov r10, [rbp + 8]
+            +502 mov [rbx + 0x60], r10
+            +506 mov r10, 0x7d0000000000
+            +516 mov r10, [r10 + r11*8]
+            +520 mov [rbx + 0x48], r10
+            +524 and rsp, 0xfffffffffffffff0
+            +528 mov eax, [rbx + 0x40]
+            +531 mov r11, 0x7e0000000000
+            +541 add rax, rax
+            +544 mov rsi, [r11 + rax*8]
+            +548 lea rdi, [rbx]
+            +551 call 0x50001000
+            +556 mov qword ptr [rsp - 8], 0
+            +565 mov rdi, [rbx]
+            +568 mov rsi, [rbx + 8]
+            +572 mov rdx, [rbx + 0x10]
+            +576 mov rcx, [rbx + 0x18]
+            +580 mov r8, [rbx + 0x20]
+            +584 mov r9, [rbx + 0x28]
+            +588 lea rsp, [rbp - 0x18]
+            +592 test rsp, rsp
+            +595 pop r10
+            +597 pop rbx
+            +598 pop rax
+            +599 pop rbp
+            +600 ret
+            +601 int3
         "#]],
     );
 }

@@ -47,11 +47,11 @@ fn body<'a>(layout: &EntryLayout, vectors: Vectors, calls: &'a [ProgramCall]) ->
 /// A call of a program whose cookies stand in a record table at `table`.
 const fn in_records(target: u64, table: u64) -> ProgramCall {
     let cookie = CookiePlace { column: table, stride: Stride::Sixteen };
-    ProgramCall { target, data: None, cookie }
+    ProgramCall { target, data: None, cookie, session: None }
 }
 
 /// A call of a program whose cookies stand in a column at `column`.
 const fn in_column(target: u64, column: u64) -> ProgramCall {
     let cookie = CookiePlace { column, stride: Stride::Eight };
-    ProgramCall { target, data: None, cookie }
+    ProgramCall { target, data: None, cookie, session: None }
 }

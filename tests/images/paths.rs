@@ -138,13 +138,16 @@ impl State {
         End { by, rsp, flags: self.flags, changed: changed.collect() }
     }
 
-    /// The address of a memory operand, where it is on the stack.
+    /// The address of a memory operand, where it is on the stack; or in the frame, at which `rbx`
+    /// points, as if the frame were far above the stack.
     fn place(&self, instruction: &Instruction) -> Option<i64> {
+        const FRAME: i64 = 1 << 40;
         let displacement = instruction.memory_displacement64().cast_signed();
-        match self.registers.get(&instruction.memory_base()) {
-            Some(Value::Stack(at)) if instruction.memory_index() == Register::None => {
-                Some(at + displacement)
-            }
+        let base = instruction.memory_base();
+        match self.registers.get(&base) {
+            _ if instruction.memory_index() != Register::None => None,
+            Some(Value::Stack(at)) => Some(at + displacement),
+            Some(Value::Other) if base == Register::RBX => Some(FRAME + displacement),
             _ => None,
         }
     }
@@ -196,11 +199,20 @@ impl State {
             {
                 Value::Aligned(0)
             }
-            (Mnemonic::Lea, _) => self.place(instruction).map_or(Value::Other, Value::Stack),
+            (Mnemonic::Lea, _) => match self.registers.get(&instruction.memory_base()) {
+                Some(Value::Stack(_)) => self.place(instruction).map_or(Value::Other, Value::Stack),
+                _ => Value::Other,
+            },
             (Mnemonic::Mov, OpKind::Register) if instruction.op0_kind() == OpKind::Memory => {
                 if let Some(at) = self.place(instruction) {
                     let value = self.registers.get(&instruction.op1_register());
                     self.stack.insert(at, value.copied().unwrap_or(Value::Other));
+                }
+                return;
+            }
+            (Mnemonic::Mov, _) if instruction.op0_kind() == OpKind::Memory => {
+                if let Some(at) = self.place(instruction) {
+                    self.stack.insert(at, Value::Other);
                 }
                 return;
             }

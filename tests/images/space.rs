@@ -61,7 +61,7 @@ fn programs(image: u64, count: usize, reach: Reach, data: Data, first: Stride) -
         // As many programs have lane 0 as a set can have: one.
         let stride = if position == 0 { first } else { Stride::Eight };
         let column = 0x7e00_0000_0000 + (position << 24);
-        ProgramCall { target, data, cookie: CookiePlace { column, stride } }
+        ProgramCall { target, data, cookie: CookiePlace { column, stride }, session: None }
     };
     (0..count as u64).map(call).collect()
 }
@@ -99,12 +99,17 @@ fn check(body: &EntryBody<'_>, image: u64) {
     }
 
     // What programs found in the context, but for the arguments, which they may change.
-    assert_eq!(machine.context(48), Value::Original(Register::RAX));
-    assert_eq!(machine.context(56), Value::Original(Register::R10));
-    assert_eq!(machine.context(64), Value::Index(1));
-    assert_eq!(machine.context(72), Value::Return(-i64::from(body.return_to_entry)));
-    assert_eq!(machine.context(80), Value::Original(Register::RBP));
-    assert_eq!(machine.context(88), Value::Return(0));
+    assert_eq!(machine.context(48, 8), Value::Original(Register::RAX));
+    assert_eq!(machine.context(56, 8), Value::Original(Register::R10));
+    assert_eq!(machine.context(64, 4), Value::Index(1));
+    let width = VECTORS.iter().position(|vectors| *vectors == body.vectors).unwrap() as u64;
+    assert_eq!(machine.context(68, 4), Value::Number(width << 1));
+    assert_eq!(machine.context(72, 8), Value::Return(-i64::from(body.return_to_entry)));
+    if width > 0 {
+        assert_eq!(machine.context(80, 8), Value::Aligned(-8 * [0, 16, 32, 64][width as usize]));
+    }
+    assert_eq!(machine.context(88, 8), Value::Original(Register::RBP));
+    assert_eq!(machine.context(96, 8), Value::Return(0));
 
     // What the function gets: everything but `r11`, and what programs made of its arguments.
     let general = (0..16).map(|number| Register::RAX + number);

@@ -76,7 +76,7 @@ const CALLER_SAVED: [Register; 9] = [
 ];
 
 /// Bytes of the context below the return address.
-pub const CONTEXT: i64 = 88;
+pub const CONTEXT: i64 = 96;
 
 #[derive(Debug)]
 pub struct Machine {
@@ -193,14 +193,24 @@ impl Machine {
                 self.set(to.full_register(), value);
             }
             // Below the stack pointer is nothing but the return address of the last call.
-            (Mnemonic::Mov, OpKind::Memory, OpKind::Register)
-                if self.get(Register::RSP).plus(-8) == self.address(it) =>
-            {
-                assert_eq!(self.get(from), Value::Number(0));
+            (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32to64) => {
+                assert_eq!(self.get(Register::RSP).plus(-8), self.address(it));
+                assert_eq!(it.immediate(1), 0);
+            }
+            (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32) => {
+                self.store(self.address(it), 4, Value::Number(it.immediate(1)));
             }
             (Mnemonic::Mov, OpKind::Memory, OpKind::Register) => {
-                assert_eq!(from.size(), 8, "a narrow store");
-                self.store(self.address(it), 8, self.get(from));
+                let (place, value) = (self.address(it), self.get(from.full_register()));
+                match (from.size(), value) {
+                    // The index and, in the upper half, what the context says of itself.
+                    (8, Value::Index(_)) => {
+                        self.store(place, 4, value);
+                        self.store(place.plus(4), 4, Value::Number(0));
+                    }
+                    (8, _) => self.store(place, 8, value),
+                    _ => panic!("a narrow store"),
+                }
             }
             (Mnemonic::Mov, OpKind::Register, _) => {
                 self.set(to.full_register(), Value::Number(it.immediate(1)));
@@ -369,9 +379,9 @@ impl Machine {
         }
     }
 
-    /// What the context holds `offset` bytes from its start.
-    pub fn context(&self, offset: i64) -> Value {
-        self.load(Value::Entry(offset - CONTEXT), 8)
+    /// What the context holds `offset` bytes from its start, in so many bytes.
+    pub fn context(&self, offset: i64, bytes: i64) -> Value {
+        self.load(Value::Entry(offset - CONTEXT), bytes)
     }
 }
 

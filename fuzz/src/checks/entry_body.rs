@@ -24,7 +24,7 @@ const ARGUMENTS: [usize; 6] = [RDI, RSI, RDX, 1, 8, 9];
 /// What a callee may change (psABI 3.2.1), in the numbers of encodings.
 const CALLER_SAVED: [usize; 9] = [RAX, 1, RDX, RSI, RDI, 8, 9, R10, R11];
 /// Bytes from the context to the function's return address, from the table of `Context`.
-const CONTEXT_TO_RETURN: u64 = 88;
+const CONTEXT_TO_RETURN: u64 = 96;
 
 const VECTORS: [Vectors; 4] = [Vectors::Untouched, Vectors::Xmm, Vectors::Ymm, Vectors::Zmm];
 /// As many programs as a function can have.
@@ -91,7 +91,7 @@ fn case(input: &mut Input<'_>) -> Option<Case> {
         // Cookies that reach neither the stack nor the end of the address space.
         let column = input.u64() & !(3 << 62) | half;
         let cookie = CookiePlace { column, stride };
-        programs.push(ProgramCall { target: input.address(at), data, cookie });
+        programs.push(ProgramCall { target: input.address(at), data, cookie, session: None });
         arguments.push((flags & 8 != 0).then(|| input.u64()));
     }
     Some(Case { entry, layout, index, vectors, programs, at, thunk, arguments })
@@ -226,11 +226,21 @@ impl Case {
         }
         assert_eq!(word(48), registers[RAX]);
         assert_eq!(word(56), registers[R10]);
-        assert_eq!(word(64), u64::from(self.index));
+        let width = match self.vectors {
+            Vectors::Untouched => 0,
+            Vectors::Xmm => 1,
+            Vectors::Ymm => 2,
+            _ => 3,
+        };
+        assert_eq!(word(64), u64::from(self.index) | width << 33);
         assert_eq!(word(72), self.entry.get());
-        assert_eq!(word(80), registers[RBP]);
-        assert_eq!(word(88), self.layout.return_address(self.entry).get());
-        assert_eq!(word(96) >> 8, 0x00ca_11e4_0000_0000);
+        if width > 0 {
+            // Where the stack ends at the call.
+            assert_eq!(word(80), machine.regs[RSP]);
+        }
+        assert_eq!(word(88), registers[RBP]);
+        assert_eq!(word(96), self.layout.return_address(self.entry).get());
+        assert_eq!(word(104) >> 8, 0x00ca_11e4_0000_0000);
     }
 }
 

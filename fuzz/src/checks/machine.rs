@@ -141,6 +141,13 @@ impl<'a> Machine<'a> {
                 let value = self.regs[from.number()];
                 self.write(self.address(instruction), &value.to_le_bytes());
             }
+            Code::Mov_rm32_imm32 => {
+                let value = instruction.immediate32();
+                self.write(self.address(instruction), &value.to_le_bytes());
+            }
+            Code::Mov_rm64_imm32 if to == Register::None => {
+                self.write(self.address(instruction), &instruction.immediate(1).to_le_bytes());
+            }
             Code::Mov_r64_rm64 => {
                 self.regs[to.number()] = self.read(self.address(instruction), 8);
             }
@@ -241,8 +248,12 @@ impl<'a> Machine<'a> {
         if let Some(&(_, _, value)) = known {
             return value;
         }
-        assert_eq!(size, 8, "{size} bytes are read at {address:#x}");
-        self.stack_word(address)
+        let word = self.stack_word(address);
+        match size {
+            4 => word & 0xffff_ffff,
+            8 => word,
+            _ => panic!("{size} bytes are read at {address:#x}"),
+        }
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) {

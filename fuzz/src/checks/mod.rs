@@ -5,5 +5,6 @@ pub mod entry_body;
 mod flow;
 pub mod guarded;
 mod input;
+pub mod layout;
 mod machine;
 pub mod slot;

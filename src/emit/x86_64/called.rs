@@ -2,17 +2,19 @@
 
 use core::mem::offset_of;
 
+use super::enter::clear_sessions;
 use super::entry::{
     CALLER, CONTEXT, FUNCTION, INDEX, SAVED, VECTOR_ARGUMENTS, align_stack, call_program,
-    forget_return_address, restore_vectors, save, save_vectors,
+    forget_return_address, restore_vectors, save, save_vectors, show_vectors,
 };
 use super::leave::{align, frame, run_exits};
 use super::side_stack::FRAME_SIZE;
 use crate::addr::{Entry, Origin};
+use crate::emit::context::state;
 use crate::emit::{EmitError, ExitContext, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Mem, Reg, add_imm, and_imm, call, int3, lea, mov_imm32, mov_imm64, mov_load64, mov_reg_reg,
-    mov_store64, pop, push, ret, sub_imm, xor_reg32,
+    Mem, Reg, add_imm, and_imm, call, int3, lea, mov_imm32, mov_imm64, mov_load32, mov_load64,
+    mov_reg_reg, mov_store_imm32, mov_store64, pop, push, ret, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -21,7 +23,8 @@ use crate::encode::{CodeBuffer, EncodeError};
 /// to the function's caller past the frame that the patch site's call has made.
 ///
 /// It gives programs what [`SideStackBodies`](super::SideStackBodies) gives them, from a frame
-/// on the ordinary stack, and exists to be compared with it. The last `ret` returns to
+/// on the ordinary stack, and exists to be compared with it: a session's entry program cannot
+/// decline its exit program. The last `ret` returns to
 /// elsewhere than the last `call` came from: it, and those of all callers whose addresses a
 /// return-stack predictor then has one too high, are mispredicted, and a hardware shadow stack
 /// forbids it. Arguments on the stack are copied, so their number must be known.
@@ -50,7 +53,7 @@ impl CalledTrampoline<'_> {
     /// Bytes that a trampoline of so many programs can take at the most.
     #[must_use]
     pub const fn max_size(entries: usize, exits: usize, stack_arguments: u8) -> usize {
-        768 + 64 * entries + 56 * exits + 16 * stack_arguments as usize
+        768 + 96 * entries + 80 * exits + 16 * stack_arguments as usize
     }
 
     /// Emits the trampoline for the address where `code` will run, and returns where it begins.
@@ -66,9 +69,9 @@ impl CalledTrampoline<'_> {
         if !self.entries.is_empty() {
             align_stack(code, self.vectors)?;
             save_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
+            show_vectors(code, self.vectors)?;
             for program in self.entries {
-                mov_load64(code, Reg::Rax, INDEX)?;
-                lea(code, Reg::Rcx, frame!(Reg::Rbx, session))?;
+                mov_load32(code, Reg::Rax, INDEX)?;
                 call_program(code, program, CONTEXT)?;
             }
             restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
@@ -106,8 +109,8 @@ impl CalledTrampoline<'_> {
         mov_store64(code, frame!(Reg::Rbx, function), Reg::R11)?;
         mov_load64(code, Reg::R11, CALLER)?;
         mov_store64(code, frame!(Reg::Rbx, caller), Reg::R11)?;
-        xor_reg32(code, Reg::R11, Reg::R11)?;
-        mov_store64(code, frame!(Reg::Rbx, session), Reg::R11)
+        mov_store_imm32(code, frame!(Reg::Rbx, state), state::width(self.vectors))?;
+        clear_sessions(code, self.entries, self.exits)
     }
 
     /// Calls the origin with the registers that the programs have left it and copies of its

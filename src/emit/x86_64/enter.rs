@@ -1,17 +1,19 @@
 //! What runs when a hooked function with exit programs is entered.
 
 use super::entry::{
-    CALLER, FUNCTION, INDEX, RETURN, SAVED, VECTOR_ARGUMENTS, align_stack, call_anywhere,
-    call_program, forget_return_address, restore_registers, restore_vectors, save, save_vectors,
+    VECTOR_ARGUMENTS, align_stack, call_anywhere, call_program, forget_return_address,
+    restore_vectors, save_vectors,
 };
-use super::exit_thunk::ENTER_TO_EXIT;
-use super::leave::{Bodies, Leave, Return, align, frame, free_frame};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::leave::{Leave, Return, align, frame, free_frame, session, unless};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
-use crate::emit::{EmitError, IndexFrom, ProgramCall, Vectors};
+use crate::emit::context::state;
+use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, Scale, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3, jcc, jmp, lea,
-    lea_rip, mov_imm64, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, push, ret,
-    sub_imm, test_reg, xor_reg32,
+    Condition, Mem, Reg, Scale, add_imm, add_reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3,
+    jcc, jmp, lea, lea_rip, mov_imm64, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg,
+    mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop, push, ret, sub_imm, test_reg,
+    xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -20,12 +22,14 @@ use crate::encode::{CodeBuffer, EncodeError};
 ///
 /// Before the function `enter` moves the caller's return address to the thread's
 /// [`SideStack`](super::SideStack) and runs the entry programs, each as
-/// `program(context, cookie, data, session)`: `context` is a [`Context`](crate::emit::Context),
-/// and `session` the address of 8 bytes of this call that are zero at first. It changes what
-/// an [`EntryBody`](super::EntryBody) changes.
+/// `program(context, cookie, data, session)`: `context` is a [`Context`](crate::emit::Context).
+/// Then it runs those that may modify the return, in order, until one returns what is not
+/// zero: the origin is then skipped, and this is what it seems to have returned, in `rax`.
+/// `enter` changes what an [`EntryBody`](super::EntryBody) changes.
 ///
 /// After the function `exit` runs the exit programs, in the reverse of their order here, each
-/// as `program(context, cookie, data)`: `context` is an [`ExitContext`](crate::emit::ExitContext).
+/// as `program(context, cookie, data, session)`: `context` is an
+/// [`ExitContext`](crate::emit::ExitContext).
 /// It keeps `rax`, `rdx` and the vector registers 0 and 1, as wide as [`Vectors`] says. The x87
 /// stack stays as it is, because programs compiled for SSE leave it alone: an exit program must
 /// not use `long double`. Registers that hold no return value are changed as the psABI allows
@@ -34,23 +38,26 @@ use crate::encode::{CodeBuffer, EncodeError};
 /// A call runs unhooked, origin only, when the thread has no side stack or no frame is free.
 #[derive(Clone, Copy, Debug)]
 pub struct SideStackBodies<'a> {
-    /// Where the functions' entries stand: that of index *i*, 8 bytes, at `functions + 8 * i`.
-    pub functions: u64,
+    /// Where the functions' entries stand, found by their index.
+    pub functions: CookiePlace,
     /// How the thread's side stack is found.
     pub side_stack: SideStackPlace,
     /// What is saved around the programs.
     pub vectors: Vectors,
     /// The entry programs, in the order in which they run.
     pub entries: &'a [ProgramCall],
+    /// The programs that may modify the return, in the order in which they run.
+    pub modify: &'a [ProgramCall],
     /// The exit programs, in the order of their attachment.
     pub exits: &'a [ProgramCall],
 }
 
 impl SideStackBodies<'_> {
-    /// Bytes that the bodies of so many programs can take at the most.
+    /// Bytes that the bodies of so many programs can take at the most: `entries` and `modify`
+    /// together, and `exits`.
     #[must_use]
     pub const fn max_size(entries: usize, exits: usize) -> usize {
-        1152 + 64 * entries + 56 * exits
+        1152 + 96 * entries + 80 * exits
     }
 
     /// Emits both bodies for the address where `code` will run.
@@ -67,52 +74,69 @@ impl SideStackBodies<'_> {
         }
         .emit(code)?;
         let enter = Enter {
-            form: Form::Thunk { functions: self.functions },
+            form: Form::Thunk { functions: self.functions, modify: self.modify },
             side_stack: self.side_stack,
             vectors: self.vectors,
             calls: self.entries,
+            exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Bodies { enter, exit, kept: Kept::OnSideStack })
     }
 }
 
 /// What differs between the forms that keep return addresses on a side stack.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Form {
+pub(super) enum Form<'a> {
     /// Called by an exit thunk, which has put the index into `r11d` and acts on the flags.
     Thunk {
         /// Where the functions' entries stand.
-        functions: u64,
+        functions: CookiePlace,
+        modify: &'a [ProgramCall],
     },
     /// Called by the patch site: puts `stub` in the place of the caller's return address.
     Swap { index: IndexFrom, return_to_entry: u16, stub: u64 },
 }
 
 /// The body that runs before a hooked function.
+///
+/// It makes the context in the frame on the side stack: what programs are shown at the entry is
+/// what they are shown at the exit, stored once. On the ordinary stack are, from `rbp`
+/// downwards: the caller's `rbp`, and three registers that the body works with.
 pub(super) struct Enter<'a> {
-    pub form: Form,
+    pub form: Form<'a>,
     pub side_stack: SideStackPlace,
     pub vectors: Vectors,
     pub calls: &'a [ProgramCall],
+    /// What runs afterwards: the sessions that it has are made here.
+    pub exits: &'a [ProgramCall],
 }
 
-/// A field of the last frame, where `r10` is the next one.
+/// The registers that the body works with, in the order in which they are saved.
+const WORKING: [Reg; 3] = [Reg::Rax, Reg::Rbx, Reg::R10];
+/// The registers that hold arguments, in the order of the frame.
+pub(super) const ARGUMENTS: [Reg; 6] = [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9];
+
+/// The lowest of the words saved first.
+const SAVED: Mem = Mem::at(Reg::Rbp, -8 * WORKING.len() as i32);
+/// The return address that the body has been called with.
+const RETURN: Mem = Mem::at(Reg::Rbp, 8);
+/// That of the function.
+const CALLER: Mem = Mem::at(Reg::Rbp, 16);
+
+/// A field of the last frame, where `rbx` is the next one.
 macro_rules! last {
     ($field:ident) => {
-        Mem::at(Reg::R10, frame!(Reg::R10, $field).disp - FRAME_SIZE)
+        Mem::at(Reg::Rbx, frame!(Reg::Rbx, $field).disp - FRAME_SIZE)
     };
 }
-
-/// From the next frame to the arguments in the last one.
-const ARGUMENTS: i32 = last!(args).disp;
 
 /// Places in the body that what stands before it goes on at.
 #[derive(Clone, Copy)]
 struct Resume {
     /// `rax` is the side stack, `r11` the index; the last frame has to be looked at.
     again: u64,
-    /// The same with the next frame in `r10`, and no frame is stale.
+    /// The same with the next frame in `rbx`, and no frame is stale.
     live: u64,
 }
 
@@ -123,6 +147,8 @@ struct Aside {
     full: u64,
     /// The last frame's slot is at or below this function's.
     stale: u64,
+    /// A program's result, in `rax`, is what the function returns.
+    skip: u64,
 }
 
 impl Enter<'_> {
@@ -139,94 +165,81 @@ impl Enter<'_> {
         let aside = self.aside(code, resume)?;
         let (start, _) = self.begin(code, aside)?;
         self.push_frame(code, aside)?;
-        self.run(code)?;
-        restore_registers(code)?;
-        // The last addition was to the stack pointer: neither zero nor a carry came of it.
+        self.run(code, aside)?;
+        // Neither zero nor a carry comes of it.
+        test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        restore_working(code)?;
         ret(code)?;
         int3(code)?;
         Ok(start)
     }
 
-    /// Makes the context and looks at the last frame.
+    /// Finds the side stack and looks at the last frame.
     fn begin(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(u64, Resume), EncodeError> {
         align(code)?;
         let start = code.here();
-        save(code)?;
-        match self.form {
-            Form::Swap { index: IndexFrom::Slot { return_to_index }, .. } => {
-                mov_load64(code, Reg::R11, RETURN)?;
-                mov_load32(code, Reg::R11, Mem::at(Reg::R11, -i32::from(return_to_index)))?;
-            }
-            Form::Thunk { .. } | Form::Swap { .. } => {}
+        push(code, Reg::Rbp)?;
+        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
+        for register in WORKING {
+            push(code, register)?;
         }
-        mov_store64(code, INDEX, Reg::R11)?;
+        if let Form::Swap { index: IndexFrom::Slot { return_to_index }, .. } = self.form {
+            mov_load64(code, Reg::R11, RETURN)?;
+            mov_load32(code, Reg::R11, Mem::at(Reg::R11, -i32::from(return_to_index)))?;
+        }
         mov_load64_fs(code, Reg::Rax, self.side_stack.thread_offset)?;
         test_reg(code, Reg::Rax, Reg::Rax)?;
         jcc(code, Condition::Equal, aside.no_side_stack)?;
         let again = code.here();
-        mov_load64(code, Reg::R10, Mem::at(Reg::Rax, field::TOP))?;
+        mov_load64(code, Reg::Rbx, Mem::at(Reg::Rax, field::TOP))?;
         cmp_load64(code, Reg::Rbp, last!(slot))?;
         jcc(code, Condition::AboveOrEqual, aside.stale)?;
         // A signal handler may have dropped that frame before it was looked at.
-        cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, field::TOP))?;
+        cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rax, field::TOP))?;
         jcc(code, Condition::NotEqual, again)?;
         Ok((start, Resume { again, live: code.here() }))
     }
 
-    /// Takes the frame at `r10` and fills it; leaves the index in `rax`, and in `r10` the frame
-    /// behind it.
+    /// Takes the frame at `rbx` and fills it. Expects the index in `r11`.
     fn push_frame(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(), EncodeError> {
-        cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, field::END))?;
+        cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rax, field::END))?;
         jcc(code, Condition::AboveOrEqual, aside.full)?;
         // From here on a signal handler leaves the frame alone.
-        lea(code, Reg::R10, Mem::at(Reg::R10, FRAME_SIZE))?;
+        lea(code, Reg::R10, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         mov_store64(code, Mem::at(Reg::Rax, field::TOP), Reg::R10)?;
-        mov_store64(code, last!(slot), Reg::Rbp)?;
-        for (argument, number) in SAVED.into_iter().zip(0..6) {
-            mov_store64(code, Mem::at(Reg::R10, ARGUMENTS + 8 * number), argument)?;
+        mov_store64(code, frame!(Reg::Rbx, slot), Reg::Rbp)?;
+        for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
+            mov_store64(code, argument_place(number), argument)?;
         }
-        mov_store64(code, last!(index), Reg::R11)?;
-        mov_reg_reg(code, Reg::Rax, Reg::R11)?;
-        mov_load64(code, Reg::R11, CALLER)?;
-        mov_store64(code, last!(caller), Reg::R11)?;
+        mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
+        let shown = state::FRAME_IS_ADDRESS | state::width(self.vectors);
+        mov_store_imm32(code, frame!(Reg::Rbx, state), shown)?;
+        mov_load64(code, Reg::R10, CALLER)?;
+        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
+        mov_load64(code, Reg::R10, RETURN)?;
         match self.form {
-            Form::Thunk { functions } => {
-                mov_load64(code, Reg::R11, RETURN)?;
-                mov_store64(code, last!(through), Reg::R11)?;
-                mov_imm64(code, Reg::R11, functions)?;
-                let entry = Mem::at(Reg::R11, 0).indexed(Reg::Rax, Scale::Eight);
-                mov_load64(code, Reg::R11, entry)?;
+            Form::Thunk { functions, .. } => {
+                mov_store64(code, frame!(Reg::Rbx, through), Reg::R10)?;
+                load_function(code, functions)?;
+                mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
             }
             Form::Swap { return_to_entry, .. } => {
-                mov_load64(code, Reg::R11, RETURN)?;
-                lea(code, Reg::R11, Mem::at(Reg::R11, -i32::from(return_to_entry)))?;
+                lea(code, Reg::R10, Mem::at(Reg::R10, -i32::from(return_to_entry)))?;
+                mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
             }
         }
-        mov_store64(code, last!(function), Reg::R11)?;
-        mov_store64(code, FUNCTION, Reg::R11)?;
-        xor_reg32(code, Reg::R11, Reg::R11)?;
-        mov_store64(code, last!(session), Reg::R11)
+        clear_sessions(code, self.calls, self.exits)
     }
 
-    /// Runs the programs on the context. Expects the index in `rax`, and the frame
-    /// before `r10`.
-    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        if !self.calls.is_empty() {
-            // The word below the context.
-            let session = Mem::at(Reg::Rbp, super::entry::CONTEXT.disp - 8);
-            lea(code, Reg::R10, last!(session))?;
-            push(code, Reg::R10)?;
-            align_stack(code, self.vectors)?;
-            save_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
-            for (position, program) in self.calls.iter().enumerate() {
-                if position > 0 {
-                    mov_load64(code, Reg::Rax, INDEX)?;
-                }
-                mov_load64(code, Reg::Rcx, session)?;
-                call_program(code, program, super::entry::CONTEXT)?;
+    /// Runs the programs on the frame in `rbx`, and leaves the stack pointer at what was saved.
+    fn run(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(), EncodeError> {
+        let modify = self.form.modify();
+        if !self.calls.is_empty() || !modify.is_empty() {
+            run_entries(code, self.vectors, self.calls, modify, aside.skip)?;
+            for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
+                mov_load64(code, argument, argument_place(number))?;
             }
-            restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
-            forget_return_address(code)?;
+            lea(code, Reg::Rsp, SAVED)?;
         }
         if let Form::Swap { stub, .. } = self.form {
             lea_rip(code, Reg::R11, stub)?;
@@ -235,12 +248,12 @@ impl Enter<'_> {
         Ok(())
     }
 
-    /// Emits what seldom runs. All of it finds the context made, and the stack pointer at it.
+    /// Emits what seldom runs. All of it but the last finds the stack pointer at what was saved.
     fn aside(&self, code: &mut CodeBuffer<'_>, resume: Resume) -> Result<Aside, EncodeError> {
         let unhooked = code.here();
-        restore_registers(code)?;
         // Sets the carry and clears zero: the largest number is larger than the stack pointer.
         cmp_imm(code, Reg::Rsp, -1)?;
+        restore_working(code)?;
         ret(code)?;
         int3(code)?;
 
@@ -250,59 +263,164 @@ impl Enter<'_> {
 
         // A signal handler that comes in between may drop the same frame, and others.
         let abandoned = code.here();
-        mov_reg_reg(code, Reg::R11, Reg::Rax)?;
-        sub_imm(code, Reg::R10, FRAME_SIZE)?;
-        free_frame(code, Reg::R10, Reg::Rax)?;
-        lea(code, Reg::Rax, Mem::at(Reg::R10, FRAME_SIZE))?;
-        cmpxchg64(code, Mem::at(Reg::R11, field::TOP), Reg::R10)?;
-        mov_reg_reg(code, Reg::Rax, Reg::R11)?;
-        mov_load64(code, Reg::R11, INDEX)?;
+        mov_reg_reg(code, Reg::R10, Reg::Rax)?;
+        sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
+        free_frame(code, Reg::Rbx)?;
+        lea(code, Reg::Rax, Mem::at(Reg::Rbx, FRAME_SIZE))?;
+        cmpxchg64(code, Mem::at(Reg::R10, field::TOP), Reg::Rbx)?;
+        mov_reg_reg(code, Reg::Rax, Reg::R10)?;
         jcc(code, Condition::NotEqual, resume.again)?;
         inc_mem64(code, Mem::at(Reg::Rax, field::ABANDONED))?;
         jmp(code, resume.again)?;
 
+        let stale = code.here();
+        // A frame that is being taken, by what this interrupts, may never have been used.
+        mov_load64(code, Reg::R10, last!(slot))?;
+        test_reg(code, Reg::R10, Reg::R10)?;
+        jcc(code, Condition::Equal, resume.live)?;
         // A function that is reached by a tail call has the slot of the one that called it,
         // which is not left: this one will return to where that one would have.
-        let stale = code.here();
+        cmp_load64(code, Reg::Rbp, last!(slot))?;
         jcc(code, Condition::NotEqual, abandoned)?;
-        mov_load64(code, Reg::R11, CALLER)?;
         match self.form {
             Form::Thunk { .. } => {
-                sub_imm(code, Reg::R11, ENTER_TO_EXIT)?;
-                cmp_load64(code, Reg::R11, last!(through))?;
+                mov_load64(code, Reg::R10, CALLER)?;
+                sub_imm(code, Reg::R10, ENTER_TO_EXIT)?;
+                cmp_load64(code, Reg::R10, last!(through))?;
             }
             Form::Swap { stub, .. } => {
-                push(code, Reg::R11)?;
-                lea_rip(code, Reg::R11, stub)?;
-                cmp_load64(code, Reg::R11, Mem::at(Reg::Rsp, 0))?;
-                lea(code, Reg::Rsp, super::entry::CONTEXT)?;
+                lea_rip(code, Reg::R10, stub)?;
+                cmp_load64(code, Reg::R10, CALLER)?;
             }
         }
         jcc(code, Condition::NotEqual, abandoned)?;
-        mov_load64(code, Reg::R11, INDEX)?;
         jmp(code, resume.live)?;
 
         let no_side_stack = match self.side_stack.make {
             None => unhooked,
             Some(make) => {
                 let at = code.here();
+                push(code, Reg::R11)?;
+                for argument in ARGUMENTS {
+                    push(code, argument)?;
+                }
                 align_stack(code, make.vectors)?;
                 save_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
                 call_anywhere(code, make.target)?;
                 restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
-                xor_reg32(code, Reg::R11, Reg::R11)?;
-                mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::R11)?;
-                mov_load64(code, Reg::R11, INDEX)?;
-                lea(code, Reg::Rsp, super::entry::CONTEXT)?;
-                for (argument, number) in SAVED.into_iter().zip(0..6) {
-                    mov_load64(code, argument, Mem::at(Reg::Rsp, 8 * number))?;
+                forget_return_address(code)?;
+                let pushed = 8 * (1 + ARGUMENTS.len() as i32);
+                lea(code, Reg::Rsp, Mem::at(SAVED.base, SAVED.disp - pushed))?;
+                for argument in ARGUMENTS.into_iter().rev() {
+                    pop(code, argument)?;
                 }
+                pop(code, Reg::R11)?;
                 test_reg(code, Reg::Rax, Reg::Rax)?;
                 jcc(code, Condition::Equal, unhooked)?;
                 jmp(code, resume.again)?;
                 at
             }
         };
-        Ok(Aside { no_side_stack, full, stale })
+        let skip = code.here();
+        if !self.form.modify().is_empty() {
+            forget_return_address(code)?;
+            mov_reg_reg(code, Reg::R11, Reg::Rax)?;
+            lea(code, Reg::Rsp, SAVED)?;
+            restore_working(code)?;
+            mov_reg_reg(code, Reg::Rax, Reg::R11)?;
+            // Sets zero and clears the carry.
+            xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
+            ret(code)?;
+            int3(code)?;
+        }
+        Ok(Aside { no_side_stack, full, stale, skip })
     }
+}
+
+impl<'a> Form<'a> {
+    const fn modify(&self) -> &'a [ProgramCall] {
+        match *self {
+            Self::Thunk { modify, .. } => modify,
+            Self::Swap { .. } => &[],
+        }
+    }
+}
+
+/// Where the frame at `rbx` has the argument with this number.
+pub(super) const fn argument_place(number: i32) -> Mem {
+    Mem::at(Reg::Rbx, frame!(Reg::Rbx, args).disp + 8 * number)
+}
+
+/// Loads the entry of the function with the index in `r11` into `r10`. Changes `r11`.
+pub(super) fn load_function(
+    code: &mut CodeBuffer<'_>,
+    functions: CookiePlace,
+) -> Result<(), EncodeError> {
+    mov_imm64(code, Reg::R10, functions.column)?;
+    if let Stride::Sixteen = functions.stride {
+        add_reg(code, Reg::R11, Reg::R11)?;
+    }
+    mov_load64(code, Reg::R10, Mem::at(Reg::R10, 0).indexed(Reg::R11, Scale::Eight))
+}
+
+/// Makes the session words of these programs zero, in the frame at `rbx`.
+pub(super) fn clear_sessions(
+    code: &mut CodeBuffer<'_>,
+    entries: &[ProgramCall],
+    exits: &[ProgramCall],
+) -> Result<(), EncodeError> {
+    let mut cleared = 0_u64;
+    for number in entries.iter().chain(exits).filter_map(|call| call.session) {
+        let bit = 1_u64.wrapping_shl(number.into());
+        if cleared & bit == 0 {
+            mov_store_imm64(code, session(number), 0)?;
+        }
+        cleared |= bit;
+    }
+    Ok(())
+}
+
+/// Runs `entries`, and `modify` until one returns what is not zero, which goes on at `skip`
+/// with that in `rax`. Their context is the frame at `rbx`. Aligns the stack pointer.
+pub(super) fn run_entries(
+    code: &mut CodeBuffer<'_>,
+    vectors: Vectors,
+    entries: &[ProgramCall],
+    modify: &[ProgramCall],
+    skip: u64,
+) -> Result<(), EncodeError> {
+    let context = Mem::at(Reg::Rbx, 0);
+    align_stack(code, vectors)?;
+    save_vectors(code, vectors, VECTOR_ARGUMENTS)?;
+    if vectors != Vectors::Untouched {
+        mov_store64(code, frame!(Reg::Rbx, vectors), Reg::Rsp)?;
+    }
+    for program in entries {
+        mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
+        call_program(code, program, context)?;
+        if let Some(number) = program.session {
+            test_reg(code, Reg::Rax, Reg::Rax)?;
+            unless(code, Condition::Equal, |code| {
+                mov_load32(code, Reg::Rax, frame!(Reg::Rbx, state))?;
+                add_imm(code, Reg::Rax, state::declined(number).cast_signed())?;
+                mov_store32(code, frame!(Reg::Rbx, state), Reg::Rax)
+            })?;
+        }
+    }
+    for program in modify {
+        mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
+        call_program(code, program, context)?;
+        test_reg(code, Reg::Rax, Reg::Rax)?;
+        jcc(code, Condition::NotEqual, skip)?;
+    }
+    restore_vectors(code, vectors, VECTOR_ARGUMENTS)?;
+    forget_return_address(code)
+}
+
+/// Restores what the body worked with. Changes no flags.
+fn restore_working(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    for register in WORKING.into_iter().rev() {
+        pop(code, register)?;
+    }
+    pop(code, Reg::Rbp)
 }

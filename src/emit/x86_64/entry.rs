@@ -2,12 +2,13 @@
 
 use memoffset::offset_of;
 
+use crate::emit::context::state;
 use crate::emit::{Context, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, Scale, Vector, add_imm, add_reg, and_imm, call, call_reg, int3, lea, mov_imm32,
-    mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store64, movups_load, movups_store, pop,
-    push, ret, sub_imm, vmovups256_load, vmovups256_store, vmovups512_load, vmovups512_store,
-    vzeroupper, xor_reg32,
+    mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store64,
+    movups_load, movups_store, pop, push, ret, sub_imm, vmovups256_load, vmovups256_store,
+    vmovups512_load, vmovups512_store, vzeroupper,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -27,10 +28,10 @@ macro_rules! at {
 /// Places of fields for other bodies that make the same context.
 pub(super) const INDEX: Mem = at!(index);
 pub(super) const FUNCTION: Mem = at!(function);
-pub(super) const RETURN: Mem = at!(origin);
 pub(super) const CALLER: Mem = at!(caller);
 
-/// What is below the saved `rbp` besides registers: index and entry of the function.
+/// What is below the saved `rbp` besides registers: index and entry of the function, and where
+/// vectors are.
 const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;
 
 /// What the stack pointer is a multiple of at a call (psABI 3.2.2).
@@ -85,9 +86,10 @@ impl EntryBody<'_> {
         self.find_function(code)?;
         align_stack(code, self.vectors)?;
         save_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
+        show_vectors(code, self.vectors)?;
         for (position, program) in self.calls.iter().enumerate() {
             if position > 0 {
-                mov_load64(code, Reg::Rax, at!(index))?;
+                mov_load32(code, Reg::Rax, at!(index))?;
             }
             call_program(code, program, CONTEXT)?;
         }
@@ -129,7 +131,18 @@ pub(super) fn save(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     Ok(())
 }
 
-/// Calls one program on what stands at `context`. Expects the index in `rax`.
+/// Tells the [`Context`] where the vectors are that were saved last. The body has stored its
+/// index, and with it a state that says that there are none.
+pub(super) fn show_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
+    if let Vectors::Untouched = vectors {
+        return Ok(());
+    }
+    mov_store64(code, at!(vectors), Reg::Rsp)?;
+    mov_store_imm32(code, at!(state), state::width(vectors))
+}
+
+/// Calls one program on what stands at `context`. Expects the index in `rax`, and where the
+/// program has a session, the frame at `rbx`.
 pub(super) fn call_program(
     code: &mut CodeBuffer<'_>,
     program: &ProgramCall,
@@ -146,6 +159,9 @@ pub(super) fn call_program(
             Ok(data) => mov_imm32(code, Reg::Rdx, data)?,
             Err(_) => mov_imm64(code, Reg::Rdx, data)?,
         }
+    }
+    if let Some(session) = program.session {
+        lea(code, Reg::Rcx, super::leave::session(session))?;
     }
     call_anywhere(code, program.target)
 }
@@ -167,8 +183,7 @@ pub(super) fn call_anywhere(code: &mut CodeBuffer<'_>, target: u64) -> Result<()
 /// pointer: whoever looks through stacks for threads that are still in here, as quiescence
 /// may have to, would take it for one.
 pub(super) fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    xor_reg32(code, Reg::Rax, Reg::Rax)?;
-    mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::Rax)
+    mov_store_imm64(code, Mem::at(Reg::Rsp, -8), 0)
 }
 
 /// Puts every register back and returns into the function.
@@ -179,7 +194,7 @@ fn restore(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
 }
 
 /// Puts every register back; what is left on the stack is the return address.
-pub(super) fn restore_registers(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+fn restore_registers(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     lea(code, Reg::Rsp, CONTEXT)?;
     for register in SAVED {
         pop(code, register)?;

@@ -198,6 +198,8 @@ impl Kcfi {
         match self.landing_pad {
             LandingPad::None => Ok(()),
             LandingPad::Endbr64 => endbr64(code),
+            // A nop of its length: what it is once it is sealed, and nothing here lands on BTI's.
+            LandingPad::Sealed | LandingPad::BtiC => code.bytes(&NOP4_OSP),
         }
     }
 }

@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::emit::{ExitContext, Vectors};
+use crate::emit::{ExitContext, SESSIONS, Vectors};
 
 /// Bytes of one frame.
 pub(super) const FRAME_SIZE: i32 = size_of::<ExitContext>() as i32;
@@ -15,8 +15,8 @@ pub(super) const FRAME_SIZE: i32 = size_of::<ExitContext>() as i32;
 /// between which and the slot there are two words.
 pub(super) const SLOT_ABOVE: i32 = 16;
 
-/// What the slot of a frame that nobody uses holds. No stack ends there, so that such a frame
-/// never seems to be one that was left behind.
+/// What the slot of a frame that nobody uses any more holds. No stack ends there, so that such
+/// a frame never seems to be one that was left behind. One that was never used holds zero.
 const FREE: u64 = u64::MAX;
 
 /// One thread's side stack: this control block, and its frames behind it.
@@ -29,8 +29,8 @@ const FREE: u64 = u64::MAX;
 /// | 24 | 8 | calls that ran unhooked because no frame was free |
 /// | 32 | 8 | frames that were left without a return, and dropped |
 /// | 40 | 8 | unused |
-/// | 48 | 112 | what stands below the first frame: a frame that is never used |
-/// | 160 | | the frames, 112 bytes each, an [`ExitContext`] each |
+/// | 48 | 176 | what stands below the first frame: a frame that is never used |
+/// | 224 | | the frames, 176 bytes each, an [`ExitContext`] each |
 ///
 /// Emitted code of the thread that owns it changes it; any thread may read the counts.
 ///
@@ -70,7 +70,7 @@ pub(super) mod field {
     pub const ABANDONED: i32 = offset_of!(SideStack, abandoned) as i32;
 }
 
-static_assertions::const_assert_eq!(size_of::<SideStack>(), 160);
+static_assertions::const_assert_eq!(size_of::<SideStack>(), 224);
 static_assertions::const_assert_eq!(field::TOP, 0);
 static_assertions::const_assert_eq!(field::END, 8);
 static_assertions::const_assert_eq!(field::BASE, 16);
@@ -121,14 +121,15 @@ impl SideStack {
         size_of::<Self>() + depth as usize * size_of::<ExitContext>()
     }
 
-    /// Makes an empty side stack of `bytes` bytes at `memory`, with as many frames as fit.
+    /// Makes an empty side stack of `bytes` bytes at `memory`, with as many frames as fit. The
+    /// frames are not written to, so memory that is made on first use costs what is used.
     ///
     /// # Errors
     /// [`SideStackError`]; then nothing was written.
     ///
     /// # Safety
-    /// The memory is valid for writes, and nobody else uses it from now on until the side
-    /// stack is no thread's any more.
+    /// The memory is valid for writes and all zeroes, and nobody else uses it from now on until
+    /// the side stack is no thread's any more.
     pub unsafe fn init(memory: NonNull<u8>, bytes: usize) -> Result<NonNull<Self>, SideStackError> {
         let side_stack = memory.cast::<Self>();
         if !side_stack.is_aligned() {
@@ -143,15 +144,10 @@ impl SideStack {
         let base = unsafe { side_stack.add(1) }.cast::<ExitContext>();
         // SAFETY: all `frames` fit into the memory (computed above).
         let end = unsafe { base.add(frames) };
-        for frame in 0..frames {
-            // SAFETY: one of the frames that fit; aligned to 16 as `base` is, since a frame
-            // is 112 bytes.
-            unsafe { base.add(frame).write(UNUSED) };
-        }
         // SAFETY: `size_of::<Self>()` bytes of the memory, aligned (checked above).
         unsafe {
             side_stack.write(Self {
-                top: AtomicU64::new(base.as_ptr() as u64),
+                top: AtomicU64::new(base.as_ptr().expose_provenance() as u64),
                 end: AtomicU64::new(end.as_ptr() as u64),
                 base: AtomicU64::new(base.as_ptr() as u64),
                 overflowed: AtomicU64::new(0),
@@ -161,6 +157,22 @@ impl SideStack {
             });
         }
         Ok(side_stack)
+    }
+
+    /// Makes it empty, for another thread. Frames in use are counted as abandoned.
+    ///
+    /// # Safety
+    /// The thread that it belonged to has ended.
+    pub unsafe fn reset(&self) {
+        let (base, top) = (self.base.load(Relaxed), self.top.load(Relaxed));
+        for number in 0..self.depth() {
+            let frame = base.wrapping_add(number * size_of::<ExitContext>() as u64);
+            let frame = core::ptr::with_exposed_provenance_mut::<ExitContext>(frame as usize);
+            // SAFETY: one of the frames below the top, which nobody uses any more (contract).
+            unsafe { (*frame).slot = FREE };
+        }
+        self.abandoned.fetch_add(self.depth(), Relaxed);
+        self.top.store(base.min(top), Relaxed);
     }
 
     /// Frames in use: hooked functions that the thread is in, and frames left behind that no
@@ -190,11 +202,13 @@ const UNUSED: ExitContext = ExitContext {
     rax: 0,
     rdx: 0,
     index: 0,
+    state: 0,
     function: 0,
-    session: 0,
-    caller: 0,
+    vectors: 0,
     slot: FREE,
     through: 0,
+    caller: 0,
+    sessions: [0; SESSIONS as usize],
 };
 
 /// How emitted code finds the running thread's side stack.

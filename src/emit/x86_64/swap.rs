@@ -1,7 +1,8 @@
 //! The return-address swap, for comparison.
 
 use super::enter::{Enter, Form};
-use super::leave::{Bodies, Leave, Return};
+use super::exit_thunk::{Bodies, Kept};
+use super::leave::{Leave, Return};
 use super::side_stack::SideStackPlace;
 use crate::emit::{EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::CodeBuffer;
@@ -60,8 +61,9 @@ impl SwapBodies<'_> {
             side_stack: self.side_stack,
             vectors: self.vectors,
             calls: self.entries,
+            exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Bodies { enter, exit, kept: Kept::OnSideStack })
     }
 }

@@ -1,7 +1,7 @@
 //! Moving values between registers, memory and the stack.
 
 use super::branch::displacement32;
-use super::form::{Instruction, Prefix, with_memory, with_registers};
+use super::form::{Instruction, Prefix, with_memory, with_memory_imm32, with_registers};
 use super::operand::{Condition, Mem, Reg};
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -82,6 +82,30 @@ pub const fn mov_store64(code: &mut CodeBuffer<'_>, dst: Mem, src: Reg) -> Resul
 /// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
 pub const fn mov_store32(code: &mut CodeBuffer<'_>, dst: Mem, src: Reg) -> Result<(), EncodeError> {
     with_memory(code, Prefix::Legacy32, 0x89, src.number(), dst)
+}
+
+/// `mov qword [mem], imm32`, sign-extended: `REX.W C7 /0 id`. 6 + M bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn mov_store_imm64(
+    code: &mut CodeBuffer<'_>,
+    dst: Mem,
+    value: i32,
+) -> Result<(), EncodeError> {
+    with_memory_imm32(code, Prefix::Legacy64, 0xc7, 0, dst, value.cast_unsigned())
+}
+
+/// `mov dword [mem], imm32`: `C7 /0 id`. 5 + M bytes + REX.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn mov_store_imm32(
+    code: &mut CodeBuffer<'_>,
+    dst: Mem,
+    value: u32,
+) -> Result<(), EncodeError> {
+    with_memory_imm32(code, Prefix::Legacy32, 0xc7, 0, dst, value)
 }
 
 /// `mov r32, imm32`: `B8+rd id`. The upper half of `dst` becomes zero. 5 bytes + REX; the

@@ -49,7 +49,8 @@ pub use branch::{
 };
 pub use data::{
     cmov, lea, lea_rip, mov_imm32, mov_imm32_sign, mov_imm64, mov_load32, mov_load64,
-    mov_load64_fs, mov_reg_reg, mov_store32, mov_store64, pop, push,
+    mov_load64_fs, mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop,
+    push,
 };
 pub use guard::{NOP4_OSP, NOP4_UDB, cs, lfence, sar_gs_absolute, sar_gs_rip, ud2, udb};
 pub use nop::{NOP_MAX, NOP1X5, NOP5, NOP5_CLANG, NOP5_PREFIXED, nop};

@@ -58,14 +58,25 @@ impl State {
         Ok(())
     }
 
-    /// Where no thread may be for what was detached or unloaded to go: the memory of the modules
-    /// concerned. A thread in a program that is attached to other modules is in nobody's way.
+    /// Where no thread may be for what was detached or unloaded to go, sorted: the code that was
+    /// left, and all of the memory of modules that were unloaded. A thread in a program that is
+    /// attached, or in a function that has programs at its exit, is in nobody's way.
     fn watched(&self) -> Vec<Range<u64>> {
-        let left: Vec<_> = self.engine.images_left().collect();
-        self.engine.parts().images.ranges(|region, arena| {
-            left.iter().any(|image| arena.contains(image))
-                || self.unloaded.iter().any(|known| known.region == region)
-        })
+        let unloaded = |region| self.unloaded.iter().any(|known| known.region == region);
+        let mut watched = self.engine.parts().images.ranges(|region, _| unloaded(region));
+        // An address on a stack counts if it is strictly inside, and a handler of a signal that
+        // came before the first instruction of an image returns to its very start.
+        let left = self.engine.code_left();
+        watched.extend(left.map(|code| code.start.saturating_sub(1)..code.end));
+        watched.sort_unstable_by_key(|range| range.start);
+        watched.dedup_by(|next, before| {
+            let joined = next.start <= before.end;
+            if joined {
+                before.end = before.end.max(next.end);
+            }
+            joined
+        });
+        watched
     }
 }
 

@@ -81,6 +81,7 @@ pub fn fake_parts<const N: usize>(text: &'static Array<N>) -> Parts<Bare> {
         cores: OneCore { synchronised: 0 },
         images: FakeImages { used: 0, freed: 0 },
         tables: StaticTables { used: 0 },
+        side_stack: None,
     }
 }
 

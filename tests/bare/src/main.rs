@@ -16,7 +16,7 @@ use core::convert::Infallible;
 use embedder::{Array, Bare, fake_parts};
 use fentry::addr::Entry;
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Region, SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, ProgramKind, Region, SiteNop,
 };
 use fentry::emit::x86_64::EntryBody;
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
@@ -76,6 +76,7 @@ fn emit_a_body() -> Result<(), Failure> {
         target: BODY.address(),
         data: Some(u64::MAX),
         cookie: CookiePlace { column: TEXT.address(), stride: Stride::Sixteen },
+        session: None,
     }];
     let body = EntryBody {
         index: IndexFrom::Slot { return_to_index },
@@ -142,8 +143,7 @@ fn attach_and_detach() -> Result<(), Failure> {
             entry: entry(number),
             layout: IBT,
             nop: SiteNop::FiveByte,
-            region: Region(0),
-        };
+            region: Region(0), stack_arguments: None };
         *id = Some(engine.register(&spec).map_err(|_| Failure::EngineNew)?);
     }
     let [Some(a), .., Some(b)] = ids else { return Err(Failure::EngineNew) };
@@ -155,6 +155,7 @@ fn attach_to(engine: &mut Engine<Bare>, functions: [FunctionId; 2]) -> Result<()
     let mut pokes = [Poke::EMPTY; 2];
     let program = Attachment {
         target: BODY.address(),
+        kind: ProgramKind::Entry,
         data: None,
         vectors: Vectors::Untouched,
         cookies: Cookies::Each(&[40, 2]),
@@ -199,12 +200,13 @@ fn thunked(engine: &mut Engine<Bare>) -> Result<(), Failure> {
     // The site of this one is where the plain functions of this text have theirs.
     let entry = Entry::new(IBT.site(entry(5)).get());
     let layout = PLAIN_UNPADDED;
-    let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region: Region(0) };
+    let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region: Region(0), stack_arguments: None };
     let id = engine.register(&spec).map_err(|_| Failure::Thunk)?;
     let mut pokes = [Poke::EMPTY; 2];
     ensure(engine.pokes_needed(&[id]) == 2, Failure::Thunk)?;
     let program = Attachment {
         target: BODY.address(),
+        kind: ProgramKind::Entry,
         data: Some(1),
         vectors: Vectors::Xmm,
         cookies: Cookies::Position,

@@ -33,7 +33,7 @@ pub struct Registers {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Seen {
-    pub context: [u64; 13],
+    pub context: [u64; 14],
     pub cookie: u64,
     pub data: u64,
     pub rsp: u64,
@@ -74,7 +74,7 @@ static STATE: Shared = Shared(UnsafeCell::new(State {
     after: [0; 16],
     result: 0,
     count: 0,
-    seen: [Seen { context: [0; 13], cookie: 0, data: 0, rsp: 0, flags: 0, address: 0 }; 16],
+    seen: [Seen { context: [0; 14], cookie: 0, data: 0, rsp: 0, flags: 0, address: 0 }; 16],
     function: 0,
     stack: 0,
     filled: 0,
@@ -257,7 +257,7 @@ global_asm!(
     "imul rax, [r11 + {count}], {size}",
     "lea rax, [r11 + rax + {seen}]",
     "inc qword ptr [r11 + {count}]",
-    ".irp k, 0,1,2,3,4,5,6,7,8,9,10,11,12",
+    ".irp k, 0,1,2,3,4,5,6,7,8,9,10,11,12,13",
     "mov rcx, [rdi + 8 * \\k]",
     "mov [rax + 8 * \\k], rcx",
     ".endr",

@@ -140,6 +140,7 @@ impl Case {
             target,
             data: data(position),
             cookie: cookies.place(position),
+            session: None,
         };
         let calls: Vec<_> = (0..self.programs).map(call_of).collect();
         let direct = hooked.hook(&EntryBody {
@@ -207,17 +208,20 @@ impl Case {
     fn programs_saw(&self, given: &Registers, state: &State, cookies: &Cookies, entry: u64) {
         assert_eq!(state.count, self.programs as u64, "programs that ran");
         for (position, seen) in state.seen[..self.programs].iter().enumerate() {
-            let mut context = [0; 13];
+            let mut context = [0; 14];
             for (number, argument) in context[..6].iter_mut().enumerate() {
                 *argument = self.changed(given, number, position);
             }
             context[6] = given.general[RAX];
             context[7] = given.general[R10];
-            context[8] = INDEX.into();
+            // Where vectors are saved, if they are, is where the stack ends at the call.
+            let (width, saved) = saved_vectors(self.vectors, seen);
+            context[8] = u64::from(INDEX) | width << 33;
             context[9] = entry;
-            context[10] = given.general[RBP];
-            context[11] = self.layout.origin(Entry::new(entry)).get();
-            context[12] = returns_to();
+            context[10] = saved;
+            context[11] = given.general[RBP];
+            context[12] = self.layout.origin(Entry::new(entry)).get();
+            context[13] = returns_to();
             let expected = Seen {
                 context,
                 cookie: cookies.value(position),
@@ -226,7 +230,7 @@ impl Case {
                 rsp: seen.rsp & !0xf | 8,
                 flags: seen.flags & !DIRECTION,
                 // Below the function's return address there are the body's and ten words.
-                address: given.general[RSP] - 96,
+                address: given.general[RSP] - 104,
             };
             assert_eq!(*seen, expected, "what program {position} saw");
         }
@@ -267,6 +271,17 @@ fn a_function_without_programs_gets_what_it_was_given() {
 
 static SHOWN: Mutex<Vec<[u64; 13]>> = Mutex::new(Vec::new());
 
+/// What a context says of saved vectors: their width, and where they are, which is undefined
+/// where there are none.
+fn saved_vectors(vectors: Vectors, seen: &machine::Seen) -> (u64, u64) {
+    match vectors {
+        Vectors::Untouched => (0, seen.context[10]),
+        Vectors::Xmm => (1, seen.rsp + 8),
+        Vectors::Ymm => (2, seen.rsp + 8),
+        _ => (3, seen.rsp + 8),
+    }
+}
+
 /// A program in Rust, which asks the context for everything and reverses the arguments.
 unsafe extern "C" fn reverse(context: *mut Context, cookie: u64, data: u64) {
     // SAFETY: an image gives a context that nobody else has.
@@ -288,7 +303,7 @@ fn a_program_in_rust_reads_the_context_and_changes_arguments() {
     let cookies = Cookies::new(&mut random, 1);
     let mut hooked = Hooked::new(&PLAIN, INDEX);
     let target = reverse as unsafe extern "C" fn(_, _, _) as usize as u64;
-    let calls = [ProgramCall { target, data: Some(77), cookie: cookies.place(0) }];
+    let calls = [ProgramCall { target, data: Some(77), cookie: cookies.place(0), session: None }];
     hooked.hook(&crate::body(&PLAIN, widest(), &calls));
     let mut given = random.registers();
     let state = State::new(widest(), widest(), false);

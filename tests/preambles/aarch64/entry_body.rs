@@ -192,6 +192,7 @@ impl Case {
                 target: code.here(),
                 data: (number > 0).then_some(0xdada_0000_0000 | u64::from(number)),
                 cookie: CookiePlace { column, stride },
+                session: None,
             });
             program(code, number, self.vectors == Vectors::Arguments);
         }

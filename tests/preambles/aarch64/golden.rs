@@ -24,7 +24,7 @@ fn check(emit: impl FnOnce(&mut CodeBuffer<'_>) -> Result<(), EmitError>, expect
 }
 
 fn call(target: u64, stride: Stride, data: Option<u64>) -> ProgramCall {
-    ProgramCall { target, data, cookie: CookiePlace { column: 0x7e00_0000, stride } }
+    ProgramCall { target, data, cookie: CookiePlace { column: 0x7e00_0000, stride }, session: None }
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn an_image_runs_each_functions_own_program() {
                 index: IndexFrom::Thunk,
                 return_to_entry: 5,
                 vectors: Vectors::Untouched,
-                calls: &[ProgramCall { target, data: None, cookie }],
+                calls: &[ProgramCall { target, data: None, cookie, session: None }],
             };
             let function = ground.emit(body, |code| image.emit(code).unwrap());
             ground.emit(function, |code| {

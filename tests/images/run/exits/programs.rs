@@ -27,7 +27,7 @@ pub fn take_events() -> Vec<Event> {
     EVENTS.take()
 }
 
-extern "C" fn at_entry(context: &mut Context, cookie: u64, data: u64, session: &mut u64) {
+extern "C" fn at_entry(context: &mut Context, cookie: u64, data: u64, session: &mut u64) -> u64 {
     assert_eq!((cookie, data), (COOKIES[context.index() as usize], 1));
     assert_eq!(*session, 0, "a session begins with zero");
     CALLS.set(CALLS.get() + 1);
@@ -41,9 +41,10 @@ extern "C" fn at_entry(context: &mut Context, cookie: u64, data: u64, session: &
         call: *session,
     };
     EVENTS.with_borrow_mut(|events| events.push(event));
+    0
 }
 
-extern "C" fn at_exit(context: &mut ExitContext, cookie: u64, data: u64) {
+extern "C" fn at_exit(context: &mut ExitContext, cookie: u64, data: u64, session: &mut u64) {
     assert_eq!((cookie, data), (COOKIES[context.index() as usize], 2));
     let event = Event {
         exit: true,
@@ -51,7 +52,7 @@ extern "C" fn at_exit(context: &mut ExitContext, cookie: u64, data: u64) {
         args: *context.args(),
         function: context.function().get(),
         caller: context.caller().get(),
-        call: context.session(),
+        call: *session,
     };
     EVENTS.with_borrow_mut(|events| events.push(event));
 }
@@ -74,19 +75,21 @@ static COOKIES: [u64; 32] = {
 
 pub fn call_of(target: u64, data: u64) -> ProgramCall {
     let cookie = CookiePlace { column: COOKIES.as_ptr() as u64, stride: Stride::Eight };
-    ProgramCall { target, data: Some(data), cookie }
+    ProgramCall { target, data: Some(data), cookie, session: None }
 }
 
 /// An entry program that notes the call, and one that clobbers what it may.
 pub fn entries(vectors: Vectors) -> [ProgramCall; 2] {
-    let at_entry: extern "C" fn(_, _, _, _) = at_entry;
-    [call_of(at_entry as usize as u64, 1), call_of(clobber(vectors), 0)]
+    let at_entry: extern "C" fn(_, _, _, _) -> u64 = at_entry;
+    let noting = ProgramCall { session: Some(7), ..call_of(at_entry as usize as u64, 1) };
+    [noting, call_of(clobber(vectors), 0)]
 }
 
 /// The same for the exit; the one that clobbers runs first.
 pub fn exits(vectors: Vectors) -> [ProgramCall; 2] {
-    let at_exit: extern "C" fn(_, _, _) = at_exit;
-    [call_of(at_exit as usize as u64, 2), call_of(clobber(vectors), 0)]
+    let at_exit: extern "C" fn(_, _, _, _) = at_exit;
+    let noting = ProgramCall { session: Some(7), ..call_of(at_exit as usize as u64, 2) };
+    [noting, call_of(clobber(vectors), 0)]
 }
 
 /// The program that clobbers all registers that compiled code for these vectors may change.

@@ -11,8 +11,8 @@ use super::super::machine::{
     CHANGE, RETURNED, Registers, State, call, observe, origin, returns_to,
 };
 use super::super::{
-    ARGUMENTS, CALLEE_SAVED, DIRECTION, R10, R11, RAX, RBP, RSP, Random, SHIFTS, levels, turn,
-    widest,
+    ARGUMENTS, CALLEE_SAVED, DIRECTION, R10, R11, RAX, RBP, RSP, Random, SHIFTS, levels,
+    saved_vectors, turn, widest,
 };
 use super::hooks::{FORMS, Form, Ground, Hooks, Programs, give_side_stack, place, side_stack};
 
@@ -61,6 +61,7 @@ fn observers() -> [ProgramCall; 6] {
             column: ptr::from_ref(&COOKIES[position]) as u64,
             stride: if position == 1 { Stride::Sixteen } else { Stride::Eight },
         },
+        session: None,
     })
 }
 
@@ -110,6 +111,12 @@ impl Case {
             expected[register] = self.changed(given, number, self.entries);
         }
         expected[R11] = got.general[R11];
+        if self.form == Form::Frame {
+            // Its own copy of its arguments, aligned as the caller's; and a frame pointer.
+            assert!(got.general[RSP] < given.general[RSP] - 192, "below the frame");
+            expected[RSP] = got.general[RSP] & !0xf | given.general[RSP] & 0xf;
+            expected[RBP] = given.general[RSP] - 8;
+        }
         if self.form == Form::Called {
             // It has its own frame, aligned, whatever the caller's alignment was; and what a
             // function must keep, not use, is its own.
@@ -134,14 +141,23 @@ impl Case {
             let argument = |number| self.changed(given, number, position);
             let [a, b, c, d, e, f] = core::array::from_fn(argument);
             let [rax, r10, rbp] = [RAX, R10, RBP].map(|register| given.general[register]);
-            // The field that this form has no use for: a return address of its own.
-            let own = seen.context[11];
-            let context = [a, b, c, d, e, f, rax, r10, 0, entry, rbp, own, returns_to()];
+            // The field that these forms have no use for: a return address of their own.
+            let own = seen.context[12];
+            let (width, saved) = saved_vectors(self.vectors, seen);
+            let context = if self.form == Form::Called {
+                assert_eq!(seen.address, given.general[RSP] - 104, "the stack arguments follow");
+                let state = width << 33;
+                [a, b, c, d, e, f, rax, r10, state, entry, saved, rbp, own, returns_to()]
+            } else {
+                let [rax, r10] = [seen.context[6], seen.context[7]];
+                // In the frame form, too, three words below the arguments.
+                let (state, frame) = ((width << 1 | 1) << 32, given.general[RSP] - 16);
+                [a, b, c, d, e, f, rax, r10, state, entry, saved, frame, own, returns_to()]
+            };
             assert_eq!(seen.context, context, "entry program {position}");
             assert_eq!((seen.cookie, seen.data), told(position as u64));
             assert_eq!(seen.rsp & 0xf, 8, "aligned for a call");
             assert_eq!(seen.flags & DIRECTION, 0, "the direction flag");
-            assert_eq!(seen.address, given.general[RSP] - 96, "the stack arguments follow");
         }
     }
 
@@ -150,19 +166,26 @@ impl Case {
         for (turn, seen) in seen.iter().enumerate() {
             // They run in reverse.
             let position = 3 + self.exits - 1 - turn;
-            // Each adds to what the context says of the arguments, which stay where they are.
+            // Each adds to what the context says of the arguments. On a side stack, that is what
+            // the function got.
             let argument = |number: usize| {
-                let argument = given.general[ARGUMENTS[number]];
+                let argument = match self.form {
+                    Form::Called => given.general[ARGUMENTS[number]],
+                    _ => self.changed(given, number, self.entries),
+                };
                 if self.change { argument.wrapping_add(CHANGE * turn as u64) } else { argument }
             };
             let [a, b, c, d, e, f] = core::array::from_fn(argument);
             let rdx = self.changed(given, 2, self.entries);
-            let slot = match self.form {
+            let (width, saved) = saved_vectors(self.vectors, seen);
+            let (state, slot) = match self.form {
                 // Its frame is not found by the slot.
-                Form::Called => seen.context[12],
-                _ => given.general[RSP] - 16,
+                Form::Called => (width << 1, seen.context[11]),
+                _ => (width << 1 | 1, given.general[RSP] - 16),
             };
-            let context = [a, b, c, d, e, f, RETURNED, rdx, 0, entry, 0, returns_to(), slot];
+            let (state, own) = (state << 32, seen.context[12]);
+            let context =
+                [a, b, c, d, e, f, RETURNED, rdx, state, entry, saved, slot, own, returns_to()];
             assert_eq!(seen.context, context, "exit program {position}, {:?}", self.form);
             assert_eq!((seen.cookie, seen.data), told(position as u64));
             assert_eq!(seen.rsp & 0xf, 8, "aligned for a call");
