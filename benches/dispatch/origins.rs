@@ -5,7 +5,7 @@
 //! returns; nothing else. All keep calls and returns balanced.
 
 use fentry::addr::Origin;
-use fentry::emit::x86_64::{Bodies, CallTable, Check, EXIT_THUNK_SIZE, TARGET, exit_thunk};
+use fentry::emit::x86_64::{Bodies, CallTable, Check, EXIT_THUNK_SIZE, Kept, TARGET, exit_thunk};
 use fentry::emit::{EmitError, Mitigations};
 use fentry::encode::CodeBuffer;
 use fentry::encode::x86_64::{
@@ -72,7 +72,7 @@ fn bodies(code: &mut CodeBuffer<'_>, data: u64) -> Result<Bodies, EmitError> {
     ret(code)?;
     let exit = code.here();
     give_caller(code, data)?;
-    Ok(Bodies { enter, exit })
+    Ok(Bodies { enter, exit, kept: Kept::OnSideStack })
 }
 
 /// The column of origins, and the functions as their callers know them.
@@ -94,7 +94,7 @@ fn functions(ground: &mut Ground, form: Form, origins: &[Origin]) -> Vec<u64> {
     let body = match form {
         Form::Unhooked => return origins.iter().map(|origin| origin.get()).collect(),
         Form::Thunk => {
-            let mut made = Bodies { enter: 0, exit: 0 };
+            let mut made = Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack };
             ground.emit(64, |code| {
                 made = bodies(code, data).expect(near);
                 made.enter
