@@ -1,9 +1,8 @@
 //! What is told of functions after they were registered.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::Outcome;
 use super::{AttachError, Embedder, Engine, FunctionId};
+use crate::sync::Ordering;
 
 impl<E: Embedder> Engine<E> {
     /// Says how many arguments these functions have on the stack, in words of 8 bytes, or that

@@ -1,7 +1,6 @@
 //! The engine: what is registered, what is attached, and the four operations on it.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::function::FunctionInfo;
 use super::set::{Programs, Set, SetEntry};
@@ -13,6 +12,7 @@ use crate::addr::Entry;
 use crate::layout::EntryLayout;
 use crate::metadata::{Column, LANES, Record, Table};
 use crate::patch::{Poke, Protocol, TrapResolver};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The most functions an engine can know. Their tables are reserved as address space, 96 MiB
 /// of it, and use memory only as functions are registered and attached to.

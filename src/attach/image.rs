@@ -1,7 +1,5 @@
 //! Sets and their images: found if there is one, made if there is none.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::{Class, Outcome};
 use super::set::{Form, Programs, Role, SetEntry};
 use super::{AttachError, Embedder, Emitted, Engine, ImageMemory, MAX_PROGRAMS};
@@ -10,6 +8,7 @@ use crate::emit::x86_64::{
 };
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
+use crate::sync::Ordering;
 
 /// Bytes of the largest image.
 const MAX_IMAGE: usize =

@@ -19,8 +19,9 @@
 //!   function's list, which gives each function another set, and one batch of patches.
 //!
 //! The [`Engine`] allocates nothing and knows no operating system: an [`Embedder`] gives it
-//! text, cores, and memory. It keeps no list of what is attached where, because it would have
-//! to be as long as the embedder's own; [`Lanes`] and the functions are what detaching needs.
+//! text, cores, and memory; [`embedding`] says how one is written. It keeps no list of what is
+//! attached where, because it would have to be as long as the embedder's own; [`Lanes`] and the
+//! functions are what detaching needs.
 //!
 //! **Retiring.** Detaching changes patch sites, and no new call runs the programs once it has
 //! returned. Threads may still be inside the image or a program, so images, programs' data and
@@ -29,6 +30,8 @@
 
 mod describe;
 mod edit;
+#[doc = include_str!("embedder.md")]
+pub mod embedding {}
 mod engine;
 mod error;
 mod exit_thunks;

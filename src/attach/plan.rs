@@ -1,7 +1,5 @@
 //! From an edit to a batch: which set each function gets, and which bytes that takes.
 
-use core::sync::atomic::Ordering;
-
 use super::edit::EditError;
 use super::engine::Outcome;
 use super::function::FunctionInfo;
@@ -12,6 +10,7 @@ use crate::emit::EmitError;
 use crate::layout::EntryLayout;
 use crate::metadata::SlotState;
 use crate::patch::{Poke, Text};
+use crate::sync::Ordering;
 
 /// What [`Engine::plan`] found.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,11 @@
 //! Program sets.
 
-use core::sync::atomic::AtomicU32;
-
 use super::exit_thunks::ThunkBlock;
 use super::{Attachment, ProgramKind};
 use crate::emit::Vectors;
 use crate::emit::x86_64::Bodies;
 use crate::metadata::{Column, Element, Zeroed};
+use crate::sync::AtomicU32;
 
 /// How many programs one function can have.
 pub const MAX_PROGRAMS: usize = 16;
