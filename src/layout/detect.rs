@@ -64,32 +64,30 @@ impl Around<'_> {
 }
 
 impl Config {
-    /// Whether the bytes `before` an entry, the last of which is the one right before it, and
-    /// those from the entry on, can be those of such a function as it was compiled and as the
-    /// kernel made it at boot: with nothing in the slot and a nop for a patch site.
+    /// Whether these bytes can be those of such a function as it was compiled and as the kernel
+    /// made it at boot: with nothing in the slot and a nop for a patch site.
     ///
     /// The kind of nop is not looked at beyond that: five bytes of any known patch site do, and
     /// otherwise nops of one byte (x86-64) or one word (arm64).
     #[must_use]
-    pub fn stands(&self, before: &[u8], at: &[u8]) -> bool {
-        let window = Around { entry: Entry::new(0), before, at, recorded: false };
+    pub fn stands(&self, around: &Around<'_>) -> bool {
         let Ok(parts) = self.parts() else { return false };
         let nop = |place: i32| match self.arch() {
             Arch::X86_64 => NOP,
             // Padding is whole words, so the places count from the entry.
             Arch::Aarch64 => aarch64::NOP[place.rem_euclid(4) as usize % 4],
         };
-        let is_nop = |place| window.byte(place) == Some(nop(place));
+        let is_nop = |place| around.byte(place) == Some(nop(place));
         let free = |place: &i32| parts.is_free(*place, *place + 1);
         let Ok(begin) = i32::try_from(self.before_entry()) else { return false };
         (-begin..0).filter(free).all(is_nop)
             && parts.as_slice().iter().all(|part| match part.what {
                 What::Site(len) => {
                     let known = len == SITE_LEN
-                        && SITES.iter().any(|site| window.from(part.at as u16).starts_with(site));
+                        && SITES.iter().any(|site| around.from(part.at as u16).starts_with(site));
                     known || (part.at..part.end()).all(is_nop)
                 }
-                _ => window.has(part),
+                _ => around.has(part),
             })
     }
 }
@@ -174,7 +172,7 @@ fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
     let aligned = around.entry.get().is_multiple_of(16);
     let prefix = prefixes(around)
         .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
-        .find(|prefix| prefix.stands(around.before, around.at));
+        .find(|prefix| prefix.stands(around));
     let pad = match prefix {
         // The end of the preamble is where the landing pad was.
         Some(prefix) if prefix.fineibt().is_some() => LandingPad::Endbr64,
@@ -189,7 +187,7 @@ fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
     let padding = PADDINGS.into_iter().find(|&padding| run.wrapping_sub(padding.into()) <= 2);
     let config = match (prefix, padding) {
         (Some(prefix), _) => prefix,
-        (None, Some(11)) if KCFI_16.stands(around.before, around.at) => return None,
+        (None, Some(11)) if KCFI_16.stands(around) => return None,
         (None, Some(0 | 11)) if site == 0 => return None,
         (None, Some(padding)) => Config::X86_64.with_padding(padding),
         (None, None) => return None,

@@ -84,7 +84,7 @@ impl Kernel {
     pub fn parse(text: &str) -> Result<Self, KernelError> {
         let text = Text(text);
         let ftrace = text.is_on("CONFIG_DYNAMIC_FTRACE");
-        // The first is its name until Linux 6.17.
+        // The first is its older name.
         let cfi = text.is_on("CONFIG_CFI_CLANG") || text.is_on("CONFIG_CFI");
         let small = text.is_on("CONFIG_CC_OPTIMIZE_FOR_SIZE");
         let mut compiled = if text.is_on("CONFIG_X86_64") {

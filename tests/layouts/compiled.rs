@@ -170,10 +170,11 @@ fn check(tool: &Tool, flags: &[&str], alignment: Option<u64>) {
         let config = expected(&options, name);
         let entry = compiled.symbol(name).expect(name);
         let (before, at) = compiled.around(entry);
+        let around = |recorded| Around { entry: Entry::new(entry), before, at, recorded };
         let begin = u64::from(config.before_entry());
         let shown = &before[before.len().saturating_sub(70)..];
         assert!(
-            config.stands(before, at),
+            config.stands(&around(false)),
             "{told}: {name} is {shown:02x?} | {:02x?}, and not {config:?}",
             &at[..16.min(at.len())]
         );
@@ -196,7 +197,7 @@ fn check(tool: &Tool, flags: &[&str], alignment: Option<u64>) {
         }
         let nop = at.get(site as usize..).and_then(|at| at.first_chunk()).copied();
         for recorded in [false, config.site() > 0] {
-            let around = Around { entry: Entry::new(entry), before, at, recorded };
+            let around = around(recorded);
             let found = detect(tool.arch, &around);
             let expected = named(&config, &around, nop.unwrap_or_default());
             assert_eq!(found, expected, "{told}: {name}");

@@ -35,7 +35,7 @@ fn bytes(arch: Arch, input: &mut Input<'_>) {
     let Some(config) = detect(arch, &around) else { return };
     assert_eq!(config.arch(), arch);
     assert_eq!(config.as_seen(), config);
-    assert!(config.stands(around.before, around.at), "{config:?}");
+    assert!(config.stands(&around), "{config:?}");
     assert!(around.before.len() >= config.before_entry() as usize, "{config:?}");
     // A slot is offered only in nops.
     let layout = match config.layout() {
