@@ -2,7 +2,7 @@
 
 use super::aarch64::{self, INSTRUCTION};
 use super::x86_64::SITE_LEN;
-use super::{Arch, CallDepth, Config, FineIbt, LandingPad, Part, What};
+use super::{Arch, Byte, CallDepth, Config, FineIbt, LandingPad, Part, What};
 use crate::addr::Entry;
 
 /// `nop`, one byte, of which compilers make padding and gcc makes patch sites.
@@ -22,7 +22,7 @@ const SITES: [[u8; SITE_LEN as usize]; 3] = [
 pub struct Around<'a> {
     /// Where it is called.
     pub entry: Entry,
-    /// The bytes before the entry, of which the last is the one right before it. 64 are enough;
+    /// The bytes before the entry, of which the last is the one right before it. 128 are enough;
     /// with fewer, less is named.
     pub before: &'a [u8],
     /// The bytes from the entry on. 25 are enough.
@@ -96,6 +96,9 @@ impl Config {
 /// are named where something else is there, too.
 const PADDINGS: [u16; 7] = [64, 59, 32, 27, 16, 11, 0];
 
+/// Of how many bytes what is before a kCFI hash can be a multiple, larger ones first.
+const MULTIPLES: [u16; 3] = [64, 32, 16];
+
 /// Paddings in which FineIBT is: those of Linux's kCFI, at 64, 32 and 16 bytes.
 const FINEIBT_PADDINGS: [u16; 3] = [59, 27, 11];
 
@@ -105,7 +108,13 @@ const THUNKS: [CallDepth; 2] = [CallDepth::Relative, CallDepth::Absolute];
 /// longer one is first. A byte or two tell that most of it does not.
 fn prefixes(around: &Around<'_>) -> impl Iterator<Item = Config> {
     let padded = PADDINGS.into_iter().map(|padding| Config::X86_64.with_padding(padding));
-    let hashed = padded.clone().map(|config| config.with_kcfi(16));
+    let hashed = padded
+        .clone()
+        .filter(|config| {
+            let hash = -i32::from(config.padding()) - i32::from(What::KcfiMov.size());
+            around.byte(hash).is_some_and(|byte| Byte::MovImm32.admits(byte))
+        })
+        .flat_map(|config| MULTIPLES.into_iter().map(move |multiple| config.with_kcfi(multiple)));
 
     let lands = What::LandingPad(LandingPad::Endbr64);
     let lands = around.has(&Part { at: -i32::from(FineIbt::BEFORE), what: lands });
@@ -171,7 +180,11 @@ fn landing_pad(around: &Around<'_>, pads: &[LandingPad]) -> LandingPad {
 fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
     let aligned = around.entry.get().is_multiple_of(16);
     let prefix = prefixes(around)
-        .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
+        .filter(|prefix| {
+            // Nothing but the alignment says that a hash there is one.
+            let bare = (prefix.padding(), prefix.before_entry()) == (11, 16);
+            aligned || !bare || prefix.fineibt().is_some()
+        })
         .find(|prefix| prefix.stands(around));
     let pad = match prefix {
         // The end of the preamble is where the landing pad was.

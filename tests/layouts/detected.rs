@@ -25,7 +25,7 @@ fn bytes<'a>(before: &'a [u8], at: &'a [u8]) -> Around<'a> {
 /// 64 bytes or more before it, and those from it on.
 fn bytes_of(config: &Config, site: [u8; 5], random: &mut Random) -> (Vec<u8>, Vec<u8>) {
     let mut anything = |_| random.next() as u8;
-    let mut before: Vec<u8> = (0..96).map(&mut anything).collect();
+    let mut before: Vec<u8> = (0..160).map(&mut anything).collect();
     let mut at: Vec<u8> = (0..32).map(&mut anything).collect();
     let begin = config.before_entry() as usize;
     // What another function ends with: `ret`, and no nop.
@@ -99,7 +99,7 @@ pub fn named(config: &Config, around: &Around<'_>, site: [u8; 5]) -> Option<Conf
     let like_a_hash = around.before.iter().nth_back(15).is_some_and(|end| end & 0xf8 == 0xb8);
     let said = match (seen.kcfi(), seen.padding()) {
         (Kcfi::Off, 11) => seen.site() == 5 && !like_a_hash,
-        (Kcfi::Hash, 11) => around.entry.get().is_multiple_of(16),
+        (Kcfi::Hash, 11) => seen.before_entry() > 16 || around.entry.get().is_multiple_of(16),
         (Kcfi::Off, 0) => seen.site() == 5,
         _ => true,
     };

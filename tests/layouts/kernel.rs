@@ -141,8 +141,7 @@ fn every_function_of_a_stock_kernel() {
         let (before, at) = subject.image.around(entry, 96);
         let pad = landing_pad(at);
         let config = |site| -> Config {
-            let config =
-                if pad == LandingPad::None { compiled.called_directly() } else { compiled };
+            let config = if pad == LandingPad::None { kernel.called_directly() } else { compiled };
             config.with_site(site)
         };
         let site = subject.sites.contains(&(entry + u64::from(pad.size())));
