@@ -54,6 +54,11 @@ fn layout() {
 }
 
 #[test]
+fn guarded() {
+    replay("guarded", checks::guarded::check);
+}
+
+#[test]
 fn slot() {
     replay("slot", checks::slot::check);
 }

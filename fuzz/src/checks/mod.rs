@@ -2,6 +2,8 @@
 
 pub mod encode;
 pub mod entry_body;
+mod flow;
+pub mod guarded;
 mod input;
 pub mod layout;
 mod machine;

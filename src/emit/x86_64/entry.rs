@@ -30,6 +30,9 @@ pub(super) const INDEX: Mem = at!(index);
 pub(super) const FUNCTION: Mem = at!(function);
 pub(super) const CALLER: Mem = at!(caller);
 
+/// Bytes of what follows the last `pop rbp`: `ret` and `int3`.
+pub(super) const BODY_END: usize = 2;
+
 /// What is below the saved `rbp` besides registers: index and entry of the function, and where
 /// vectors are.
 const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;

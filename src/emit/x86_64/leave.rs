@@ -12,15 +12,6 @@ use crate::encode::x86_64::{
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
-/// The two bodies that the thunks of all functions with the same programs share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Bodies {
-    /// The address of what runs before the function.
-    pub enter: u64,
-    /// The address of what runs after it.
-    pub exit: u64,
-}
-
 /// Vector registers that hold return values: `xmm0` and `xmm1` (psABI 3.2.3).
 const VECTOR_RESULTS: u8 = 2;
 
@@ -46,6 +37,17 @@ pub(super) enum Return {
     Jump,
 }
 
+/// Where a body is, and places in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub start: u64,
+    /// From here on `rbx` is the call's frame, which is complete.
+    pub found: u64,
+    /// Up to here.
+    pub until: u64,
+    pub end: u64,
+}
+
 /// The body that a hooked function returns to, directly or through its thunk.
 ///
 /// It changes what any function may change, but for the registers that return values are
@@ -63,8 +65,8 @@ pub(super) struct Leave<'a> {
 const SLOT: Mem = Mem::at(Reg::Rbp, SLOT_ABOVE);
 
 impl Leave<'_> {
-    /// Emits the body and returns where it begins.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// Emits the body.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
         // The search stands before the body, and goes on behind the body's beginning: a
         // first attempt elsewhere shows where that is.
         let mut trial = [0; 256];
@@ -76,8 +78,9 @@ impl Leave<'_> {
 
         let search = search(code, found)?;
         let start = self.begin(code, search)?;
-        self.run(code)?;
-        Ok(start)
+        let found = code.here();
+        let until = self.run(code)?;
+        Ok(Part { start, found, until, end: code.here() })
     }
 
     /// Finds the frame: the last one, unless a function that was called from this one was
@@ -97,14 +100,16 @@ impl Leave<'_> {
         Ok(start)
     }
 
-    /// Runs the programs on the frame in `rbx` and returns to the caller.
-    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    /// Runs the programs on the frame in `rbx` and returns to the caller. Gives where the frame
+    /// is given up.
+    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, caller))?;
         mov_store64(code, SLOT, Reg::R11)?;
         run_exits(code, self.vectors, self.calls)?;
         mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
         // A signal handler may come between these two: a free frame below the top does no
         // harm, but a frame above it is the handler's.
+        let until = code.here();
         free_frame(code, Reg::Rbx)?;
         mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
@@ -117,7 +122,8 @@ impl Leave<'_> {
                 jmp_reg(code, Reg::R11)?;
             }
         }
-        int3(code)
+        int3(code)?;
+        Ok(until)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::branch::displacement32;
 use super::form::{Instruction, Prefix, with_memory, with_memory_imm32, with_registers};
-use super::operand::{Mem, Reg};
+use super::operand::{Condition, Mem, Reg};
 use crate::encode::{CodeBuffer, EncodeError};
 
 /// `push r64`: `50+rd`. 1 byte + REX.
@@ -170,6 +170,26 @@ pub const fn lea_rip(code: &mut CodeBuffer<'_>, dst: Reg, target: u64) -> Result
         .byte(0x8d)
         .byte((dst.number() & 7) << 3 | 0b101)
         .word32(displacement)
+        .append_to(code)
+}
+
+/// `cmovcc r64, r64`: `REX.W 0F 40+cc /r`. Reads `src` and writes `dst` whatever the flags are,
+/// with its own value where the condition does not hold. 4 bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`].
+pub const fn cmov(
+    code: &mut CodeBuffer<'_>,
+    condition: Condition,
+    dst: Reg,
+    src: Reg,
+) -> Result<(), EncodeError> {
+    let (reg, rm) = (dst.number(), src.number());
+    Instruction::new()
+        .rex(true, reg, 0, rm)
+        .byte(0x0f)
+        .byte(0x40 | condition as u8)
+        .registers(reg, rm)
         .append_to(code)
 }
 
