@@ -1,9 +1,11 @@
 //! Entry and exit with all state on the ordinary stack.
 
-use super::enter::{ARGUMENTS, argument_place, clear_sessions, load_function, run_entries};
+use super::call_frame::{
+    ARGUMENTS, argument_place, clear_sessions, frame, load_function, run_entries, run_exits,
+};
 use super::entry::forget_return_address;
 use super::exit_thunk::{Bodies, Kept};
-use super::leave::{Part, align, frame, run_exits};
+use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
 use super::unwind::Marks;
 use crate::emit::context::state;
