@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
@@ -84,6 +84,22 @@ impl HostImages {
     pub(super) fn show(&mut self, catalogue: &Catalogue) {
         let Self { allocations, visible, .. } = self;
         visible.show(&HostNames { catalogue, allocations });
+    }
+
+    /// The bytes of every arena.
+    pub(super) fn copies(&self) -> Vec<Vec<u8>> {
+        self.regions.iter().flatten().map(Arena::copy).collect()
+    }
+
+    /// In a forked child: gives every arena memory of its own, with these bytes.
+    pub(super) fn adopt(&mut self, copies: &[Vec<u8>]) -> Result<(), MemoryError> {
+        for (arena, copy) in self.regions.iter_mut().flatten().zip(copies) {
+            arena.adopt(copy)?;
+        }
+        for placed in self.allocations.values_mut() {
+            placed.allocation.adopt();
+        }
+        Ok(())
     }
 
     /// The arenas that `wanted` says so of, by their region and where they are, sorted.
@@ -168,11 +184,12 @@ struct HostNames<'a> {
 }
 
 impl Naming for HostNames<'_> {
-    fn functions(&self) -> BTreeMap<u32, String> {
+    fn functions(&self, indexes: &BTreeSet<u32>) -> BTreeMap<u32, String> {
         let named = self.catalogue.iter().flat_map(|known| {
             let KnownModule { module, ids, .. } = &**known;
             let functions = ids.iter().zip(&module.functions);
-            functions.map(|(id, function)| (id.0, module.name_of(function).to_string()))
+            let wanted = functions.filter(|(id, _)| indexes.contains(&id.0));
+            wanted.map(|(id, function)| (id.0, module.name_of(function).to_string()))
         });
         named.collect()
     }

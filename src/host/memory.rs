@@ -10,15 +10,14 @@
 //! while threads run it.
 //!
 //! # `fork`
-//! That memory is shared (`MAP_SHARED`: it could not be mapped twice otherwise), and so a
-//! forked child runs *the same* code bytes as its parent, not a copy:
-//! - The write mapping does not exist in the child (`MADV_DONTFORK`), so that a child cannot
-//!   alter the code its parent is running. Every method that would write answers
-//!   [`MemoryError::Forked`] there.
-//! - What the parent frees or emits later changes in the child too. A child that goes on
-//!   running (does not call `execve` soon) must therefore take its patch sites back, which
-//!   are its own copy, before the parent frees an image that they lead to; a parent that
-//!   has such children must not free.
+//! That memory is shared (`MAP_SHARED`, it could not be mapped twice otherwise), so that a
+//! forked child would run *the same* code bytes as its parent, not a copy:
+//! - A child of `fork(3)` maps a copy of its own at the same addresses, before `fork` returns
+//!   there (`host::fork`).
+//! - In any other child (of `vfork`, or of the bare system call) the write mapping does not exist
+//!   (`MADV_DONTFORK`), so that it cannot alter the code its parent is running. Every method that
+//!   would write answers [`MemoryError::Forked`] there. What the parent frees or emits later
+//!   changes in such a child too: it must end or call `execve` soon.
 
 mod error;
 mod reservation;
@@ -198,6 +197,46 @@ impl Arena {
         Ok(())
     }
 
+    /// What is in it.
+    pub(super) fn copy(&self) -> Vec<u8> {
+        let mut copy = std::vec![0; self.len];
+        // SAFETY: the mapping is readable, as long, and code is no value of Rust's.
+        unsafe { copy.as_mut_ptr().copy_from_nonoverlapping(self.run.as_ptr(), self.len) };
+        copy
+    }
+
+    /// In a forked child: replaces the memory, which is the parent's, by memory of this process
+    /// that holds the same bytes, at the same addresses. Its thread may be running it.
+    pub(super) fn adopt(&mut self, bytes: &[u8]) -> Result<(), MemoryError> {
+        let len = self.len;
+        let refused = |errno| MemoryError::Map { errno, len };
+        // The mapping that is written was not inherited (`MADV_DONTFORK`).
+        let write = map_new(self.write.as_ptr().cast(), len, |address, flags| {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: `MAP_FIXED_NOREPLACE` never replaces a mapping.
+            unsafe {
+                rustix::mm::mmap_anonymous(address, len, protection, flags | MapFlags::SHARED)
+            }
+        })
+        .map_err(refused)?;
+        // SAFETY: mapped a moment ago, writable, `len` bytes long.
+        unsafe {
+            write.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(len));
+        }
+        let run = self.run.as_ptr().cast();
+        // SAFETY: replaces the mapping by one of the same bytes, in the only thread, which is
+        // here and runs none of them before it may.
+        unsafe {
+            rustix::mm::mremap_fixed(write, 0, len, MremapFlags::MAYMOVE, run).map_err(refused)?;
+            rustix::mm::mprotect(run, len, MprotectFlags::READ | MprotectFlags::EXEC)
+                .map_err(refused)?;
+            // After the copy was made, which a child of this process has to inherit.
+            rustix::mm::madvise(write, len, Advice::LinuxDontFork).map_err(refused)?;
+        }
+        self.owner = std::process::id();
+        Ok(())
+    }
+
     /// Takes the memory away.
     ///
     /// # Safety
@@ -247,6 +286,11 @@ impl Allocation {
     #[must_use]
     pub fn size(&self) -> usize {
         self.len
+    }
+
+    /// In a forked child: its arena was [adopted](Arena::adopt).
+    pub(super) fn adopt(&mut self) {
+        self.owner = std::process::id();
     }
 
     /// Where it is written: the other mapping of the same bytes. Not mapped in a forked

@@ -4,6 +4,8 @@ use core::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::host::lock::Unavailable;
+
 /// Why emitted code is not shown.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -20,6 +22,14 @@ pub enum VisibilityError {
         /// Its path.
         path: PathBuf,
     },
+    /// Not here and now.
+    Unavailable(Unavailable),
+}
+
+impl From<Unavailable> for VisibilityError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
 }
 
 impl fmt::Display for VisibilityError {
@@ -36,6 +46,7 @@ impl fmt::Display for VisibilityError {
                 "{} belongs to another user, so perf would not read it: have it removed",
                 path.display()
             ),
+            Self::Unavailable(error) => error.fmt(f),
         }
     }
 }
