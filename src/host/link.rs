@@ -101,7 +101,8 @@ impl Link {
 
 impl Drop for Link {
     /// Detaches the programs. If that fails, they stay attached, and their data with them;
-    /// [`detach`](Link::detach) tells why.
+    /// [`detach`](Link::detach) tells why. So they do where the link is dropped by what interrupts
+    /// an operation of its own thread.
     fn drop(&mut self) {
         if self.try_detach().is_err() {
             mem::forget(mem::take(&mut self.keep));

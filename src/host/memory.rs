@@ -10,15 +10,14 @@
 //! while threads run it.
 //!
 //! # `fork`
-//! That memory is shared (`MAP_SHARED`: it could not be mapped twice otherwise), and so a
-//! forked child runs *the same* code bytes as its parent, not a copy:
-//! - The write mapping does not exist in the child (`MADV_DONTFORK`), so that a child cannot
-//!   alter the code its parent is running. Every method that would write answers
-//!   [`MemoryError::Forked`] there.
-//! - What the parent frees or emits later changes in the child too. A child that goes on
-//!   running (does not call `execve` soon) must therefore take its patch sites back, which
-//!   are its own copy, before the parent frees an image that they lead to; a parent that
-//!   has such children must not free.
+//! That memory is shared (`MAP_SHARED`, it could not be mapped twice otherwise), so that a
+//! forked child would run *the same* code bytes as its parent, not a copy:
+//! - A child of `fork(3)` maps a copy of its own at the same addresses, before `fork` returns
+//!   there (`host::fork`).
+//! - In any other child (of `vfork`, or of the bare system call) the write mapping does not exist
+//!   (`MADV_DONTFORK`), so that it cannot alter the code its parent is running. Every method that
+//!   would write answers [`MemoryError::Forked`] there. What the parent frees or emits later
+//!   changes in such a child too: it must end or call `execve` soon.
 
 mod error;
 mod reservation;

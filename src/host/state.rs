@@ -2,14 +2,14 @@
 
 use core::ops::Range;
 use std::boxed::Box;
-use std::string::{String, ToString};
+use std::string::ToString;
 use std::sync::Arc;
 use std::vec::Vec;
 
 use super::cores::Membarrier;
 use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
-use super::error::{AttachError, HostError, OpenError, Stopped};
+use super::error::{AttachError, HostError, OpenError};
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program};
@@ -18,11 +18,11 @@ use super::text::{HostText, can_store_pair};
 use super::threads::{self, Deaf, Verdict};
 use super::traps;
 use super::visible::{Visibility, VisibilityError};
-use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
-use crate::patch::{CheckError, PatchError, Poke, Protocol};
+use crate::patch::{Poke, Protocol};
 
+mod explain;
 mod quiesce;
 
 /// Bytes of an arena, besides the thunks that its module may need.
@@ -333,57 +333,6 @@ impl State {
                 visible.know(program.target, name);
             }
         }
-    }
-
-    /// Names the functions that an error is about.
-    fn explain(&self, cause: attach::AttachError<HostError>, pokes: &[Poke]) -> AttachError {
-        use attach::AttachError as Cause;
-        if let Cause::Patch(PatchError::Check(CheckError::Conflicts { .. })) = &cause {
-            let stopped = pokes.iter().filter_map(Poke::conflict).map(|conflict| Stopped {
-                function: self.name_around(conflict.site().get()).unwrap_or_default(),
-                conflict,
-            });
-            return AttachError::Stopped(stopped.collect());
-        }
-        let function = match &cause {
-            Cause::TooManyPrograms { entry }
-            | Cause::TooManySessions { entry }
-            | Cause::Replaced { entry }
-            | Cause::Attached { entry }
-            | Cause::NotAttached { entry }
-            | Cause::NotPrepared { entry } => self.name_at(*entry),
-            Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),
-            Cause::Patch(PatchError::Store { site, .. } | PatchError::Stuck { site }) => {
-                self.name_around(site.get())
-            }
-            Cause::Patch(PatchError::Check(
-                CheckError::Duplicate { site } | CheckError::Read { site, .. },
-            )) => self.name_around(site.get()),
-            _ => None,
-        };
-        AttachError::Engine { function, cause: Box::new(cause) }
-    }
-
-    /// The name of the function at `entry`, with its module's.
-    fn name_at(&self, entry: Entry) -> Option<String> {
-        self.catalogue.iter().find_map(|known| {
-            let function = known.module.at(entry)?;
-            Some(std::format!("{} ({})", known.module.name_of(function), known.module.name))
-        })
-    }
-
-    /// The name of the function whose padding or code `address` is in.
-    fn name_around(&self, address: u64) -> Option<String> {
-        self.catalogue.iter().find_map(|known| {
-            let after = known.module.functions.partition_point(|function| {
-                let padding = u64::from(function.layout.padding());
-                function.entry.get().saturating_sub(padding) <= address
-            });
-            let function = known.module.functions.get(after.checked_sub(1)?)?;
-            let name = std::format!("{} ({})", known.module.name_of(function), known.module.name);
-            let text = known.module.text.iter().any(|range| range.contains(&address));
-            text.then_some(name)
-        })
     }
 
     /// Keeps what was detached until no thread is inside.

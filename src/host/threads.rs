@@ -1,8 +1,21 @@
-//! A checked stop: every other thread is held still, and shown to be outside given code.
+//! Where threads are: a checked stop of all, and surveys of one after the other.
 //!
-//! It is needed where core synchronisation is not enough, because what matters is where
-//! threads *are*: before five one-byte nops become one instruction (a thread between two of
-//! them would go on in its middle), and before emitted code is freed.
+//! It is needed where core synchronisation is not enough, because what matters is where threads
+//! *are*. Before five one-byte nops become one instruction, no thread may be between two of them,
+//! at one moment, and those that are must be moved: that takes a stop, [`inspect_then`]. Before
+//! emitted code is freed that no thread enters any more, each must have been seen outside once:
+//! that takes no stop, and works for threads that cannot be stopped by a signal (`survey`).
+//!
+//! # Why a survey looks, and nobody counts
+//! Bodies could count who is inside, in a word of each thread (`inc` and `dec` at an offset of
+//! `fs`). Measured around the least that a body does, that took a call from 3.7 to 4.1 ns, and it
+//! does not see a thread before the first instruction or behind the last. Looking costs calls
+//! nothing. Measured on the same virtual machine (two cores of an AMD EPYC, Linux 6.18, November
+//! 2026), the least of 100 calls of `Process::synchronize`: 83 us with no other thread, 43 us more
+//! for each that sleeps, 90 us more for one that runs, 270 us more for one that runs and blocks
+//! every signal. On a busy machine, a thread that waits for a core answers when it gets one.
+//!
+//! The rest of this page is about the stop.
 //!
 //! # How
 //! Each other thread is sent a real-time signal that nobody uses, and waits in its handler.
