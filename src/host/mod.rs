@@ -13,6 +13,8 @@
 //!     threads          where threads are, where that matters
 //!     traps            SIGTRAP, for the breakpoint protocol
 //!     fork             children that go on
+//!  unwind            unwind tables of emitted code, for the C runtime
+//!  visible           emitted code, shown to perf and debuggers
 //! ```
 
 pub mod cores;
@@ -38,6 +40,8 @@ mod state;
 pub mod text;
 pub mod threads;
 pub mod traps;
+mod unwind;
+mod visible;
 
 pub use embedder::Host;
 pub use error::{AttachError, FindError, HostError, OpenError, Stopped, SynchronizeError};
@@ -48,6 +52,7 @@ pub use process::Process;
 pub use program::{Cookies, Program, Programs, Recursion, Session};
 pub use quiescence::Quiescence;
 pub use side_stacks::{Missed, SIDE_STACK_DEPTH};
+pub use visible::{Visibility, VisibilityError};
 
 pub use crate::emit::{Context, ExitContext, Vectors};
 pub use crate::patch::Protocol;

@@ -16,6 +16,7 @@ use super::shared::Shared;
 use super::side_stacks::{self, Missed};
 use super::state::State;
 use super::threads;
+use super::visible::{Visibility, VisibilityError};
 use crate::patch::Protocol;
 
 /// This process. There is one, because there is one text.
@@ -183,6 +184,7 @@ impl Process {
                 if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
                     return Err(AttachError::Unloaded { module: gone.module.name.clone() });
                 }
+                state.name(&programs);
                 state.operate(&ids, |engine, pokes| {
                     // SAFETY: programs have the right signature (`Program` makes no others) and
                     // say truly what they do to vectors; the engine knows the functions as they
@@ -214,10 +216,50 @@ impl Process {
         }
     }
 
+    /// Says how many arguments these functions have on the stack, in words of 8 bytes, or that
+    /// it is not known, which is so at first. Programs at the exit of functions of which it is
+    /// known keep all they need on the ordinary stack: threads may switch stacks inside of
+    /// them, and no call is too deep.
+    ///
+    /// The psABI (3.2.3) puts on the stack what does not fit into six integer and eight vector
+    /// registers, structures of more than 16 bytes, and `long double`. Of functions with a
+    /// variable number of arguments it is not known.
+    ///
+    /// # Safety
+    /// No function of the selection has more words of arguments on the stack than that, and its
+    /// callers have as many there: a number that is too large reads and copies what is above.
+    ///
+    /// # Errors
+    /// [`AttachError`], if one of the functions has programs.
+    pub unsafe fn set_stack_arguments(
+        &self,
+        functions: &Functions,
+        words: Option<u8>,
+    ) -> Result<(), AttachError> {
+        let ids = functions.ids();
+        self.shared.locked(|state| {
+            state.operate(&ids, |engine, _| {
+                // SAFETY: the caller's contract is the same.
+                unsafe { engine.set_stack_arguments(&ids, words) }
+            })
+        })?
+    }
+
     /// What programs at the exit of functions did not see.
     #[must_use]
     pub fn missed(&self) -> Missed {
         side_stacks::missed()
+    }
+
+    /// Shows code that is emitted from now on to tools that look at this process: call it
+    /// before attaching. Named are images after their module and their programs, and thunks
+    /// after their functions.
+    ///
+    /// # Errors
+    /// [`VisibilityError`]; the tools before the one it is about are shown code. Later, one
+    /// whose file cannot be written to is shown no more, and attaching goes on.
+    pub fn show(&self, to: &Visibility) -> Result<(), VisibilityError> {
+        self.shared.locked(|state| state.show_to(to))?
     }
 
     /// Waits until no thread is inside a program that was detached, or in emitted code, and

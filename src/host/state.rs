@@ -12,11 +12,12 @@ use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError};
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
-use super::program::Keep;
+use super::program::{Keep, Program};
 use super::side_stacks;
 use super::text::{HostText, can_store_pair};
 use super::threads::{self, Deaf, Verdict};
 use super::traps;
+use super::visible::{Visibility, VisibilityError};
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
 use crate::patch::{Poke, Protocol};
@@ -213,6 +214,7 @@ impl State {
                 layout: function.layout,
                 nop: function.nop,
                 region,
+                stack_arguments: None,
             })?);
         }
         let own = own_functions(&module);
@@ -282,7 +284,10 @@ impl State {
         let mut prepared = false;
         loop {
             let error = match operation(&mut self.engine, &mut pokes) {
-                Ok(result) => return Ok(result),
+                Ok(result) => {
+                    self.engine.parts_mut().images.show(&self.catalogue);
+                    return Ok(result);
+                }
                 Err(error) => error,
             };
             let again = match &error {
@@ -311,6 +316,21 @@ impl State {
             };
             if !again {
                 return Err(self.explain(error, &pokes));
+            }
+        }
+    }
+
+    /// Shows what is emitted from now on.
+    pub fn show_to(&mut self, to: &Visibility) -> Result<(), VisibilityError> {
+        self.engine.parts_mut().images.visible.to(to)
+    }
+
+    /// Knows programs by their names.
+    pub fn name(&mut self, programs: &[Program]) {
+        let visible = &mut self.engine.parts_mut().images.visible;
+        for program in programs {
+            if let Some(name) = program.name {
+                visible.know(program.target, name);
             }
         }
     }

@@ -26,6 +26,9 @@ impl State {
         }
         let function = match &cause {
             Cause::TooManyPrograms { entry }
+            | Cause::TooManySessions { entry }
+            | Cause::Replaced { entry }
+            | Cause::Attached { entry }
             | Cause::NotAttached { entry }
             | Cause::NotPrepared { entry } => self.name_at(*entry),
             Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),
