@@ -109,6 +109,11 @@ pub enum EmitError {
         /// The index there.
         index: u32,
     },
+    /// The thunk's return would be in the lower half of a line of 64 bytes.
+    LowerHalf {
+        /// Where the thunk would be.
+        address: u64,
+    },
 }
 
 impl From<EncodeError> for EmitError {
@@ -121,6 +126,11 @@ impl fmt::Display for EmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Encode(error) => write!(f, "the image cannot be emitted: {error}"),
+            Self::LowerHalf { address } => write!(
+                f,
+                "a thunk at {address:#x} would return from the lower half of a line of 64 bytes, \
+                 which ITS forbids; put it into an upper half, or give a return thunk"
+            ),
             Self::Order { position, index } => write!(
                 f,
                 "index {index} at position {position} is not above the one before it; sort the \

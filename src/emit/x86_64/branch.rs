@@ -3,7 +3,8 @@
 use crate::emit::EmitError;
 use crate::emit::mitigation::{HardeningError, Mitigations};
 use crate::encode::x86_64::{
-    NOP_MAX, call, call_reg, int3, jmp, jmp_reg, lfence, nop, ret, sar_gs_absolute, sar_gs_rip,
+    NOP_MAX, call, call_reg, int3, jmp, jmp_reg, lfence, mov_imm64, nop, ret, sar_gs_absolute,
+    sar_gs_rip,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -105,14 +106,25 @@ impl Hardening {
     /// # Errors
     /// [`EmitError::Encode`] if `code` has too few bytes left or the thunk is 2 GiB or more away.
     pub fn emit_return(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        self.back(code)?;
+        Ok(self.stop(code)?)
+    }
+
+    /// Emits the return at the end of a body: behind it there is an `int3` in any case.
+    pub(super) fn body_end(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        self.back(code)?;
+        int3(code)
+    }
+
+    /// A return, and nothing behind it.
+    pub(super) fn back(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         match self.symbols.return_thunk {
-            Some(thunk) if self.has(Mitigations::RETURN_THUNK) => jmp(code, thunk)?,
+            Some(thunk) if self.has(Mitigations::RETURN_THUNK) => jmp(code, thunk),
             _ => {
                 self.place(code, 1)?;
-                ret(code)?;
+                ret(code)
             }
         }
-        self.stop(code)
     }
 
     /// Emits a jump to `target`.
@@ -120,6 +132,10 @@ impl Hardening {
     /// # Errors
     /// [`EmitError::Encode`] if `code` has too few bytes left or `target` is 2 GiB or more away.
     pub fn emit_jump(&self, code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EmitError> {
+        Ok(self.jump(code, target)?)
+    }
+
+    pub(super) fn jump(&self, code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EncodeError> {
         jmp(code, target)?;
         self.stop(code)
     }
@@ -139,6 +155,27 @@ impl Hardening {
         Ok(())
     }
 
+    /// Emits a call of `target`: directly, or where it is in another module, out of a direct
+    /// call's reach, through `r11`. With a check, that changes what [`Check`] says.
+    pub(super) fn call_anywhere(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        target: u64,
+        check: bool,
+    ) -> Result<(), EncodeError> {
+        self.count(code)?;
+        match call(code, target) {
+            Err(EncodeError::OutOfRange { .. }) => {
+                mov_imm64(code, TARGET, target)?;
+                if check {
+                    self.check(code)?;
+                }
+                self.call_target(code)
+            }
+            called => called,
+        }
+    }
+
     /// Emits a jump to the address in [`TARGET`], `r11`, in code that is emitted by the same
     /// hand: there is no type to check.
     ///
@@ -152,6 +189,10 @@ impl Hardening {
     /// # Errors
     /// [`EmitError::Encode`] if `code` has too few bytes left or the thunk is 2 GiB or more away.
     pub fn emit_computed_jump(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        Ok(self.jump_target(code)?)
+    }
+
+    fn jump_target(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         match self.symbols.indirect_thunk {
             Some(thunk) if self.has(Mitigations::RETPOLINE) => jmp(code, thunk)?,
             _ => {
@@ -180,29 +221,32 @@ impl Hardening {
     pub fn emit_indirect_call(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         self.check(code)?;
         self.count(code)?;
-        match self.symbols.indirect_thunk {
-            Some(thunk) if self.has(Mitigations::RETPOLINE) => call(code, thunk)?,
-            _ => {
-                self.fence(code)?;
-                call_reg(code, TARGET)?;
-            }
-        }
-        Ok(())
+        Ok(self.call_target(code)?)
     }
 
-    const fn has(&self, mitigation: Mitigations) -> bool {
+    fn call_target(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        match self.symbols.indirect_thunk {
+            Some(thunk) if self.has(Mitigations::RETPOLINE) => call(code, thunk),
+            _ => {
+                self.fence(code)?;
+                call_reg(code, TARGET)
+            }
+        }
+    }
+
+    pub(super) const fn has(&self, mitigation: Mitigations) -> bool {
         self.mitigations.contains(mitigation)
     }
 
-    fn check(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+    fn check(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         if self.has(Mitigations::CFI) {
-            self.symbols.check.emit(code)?;
+            self.symbols.check.encode(code)?;
         }
         Ok(())
     }
 
     /// What speculation stops at, behind an instruction that does not go on.
-    fn stop(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+    fn stop(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         if self.has(Mitigations::SLS) {
             int3(code)?;
         }

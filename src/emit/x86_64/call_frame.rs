@@ -1,5 +1,6 @@
 //! The frame of a call, and the programs that run on it before and after the function.
 
+use super::branch::Hardening;
 use super::entry::{
     VECTOR_ARGUMENTS, align_stack, call_program, forget_return_address, restore_vectors,
     save_vectors,
@@ -69,6 +70,7 @@ pub(super) fn clear_sessions(
 /// with that in `rax`. Their context is the frame at `rbx`. Aligns the stack pointer.
 pub(super) fn run_entries(
     code: &mut CodeBuffer<'_>,
+    hardening: &Hardening,
     vectors: Vectors,
     entries: &[ProgramCall],
     modify: &[ProgramCall],
@@ -82,7 +84,7 @@ pub(super) fn run_entries(
     }
     for program in entries {
         mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-        call_program(code, program, context)?;
+        call_program(code, hardening, program, context)?;
         if let Some(number) = program.session {
             test_reg(code, Reg::Rax, Reg::Rax)?;
             unless(code, Condition::Equal, |code| {
@@ -94,7 +96,7 @@ pub(super) fn run_entries(
     }
     for program in modify {
         mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-        call_program(code, program, context)?;
+        call_program(code, hardening, program, context)?;
         test_reg(code, Reg::Rax, Reg::Rax)?;
         jcc(code, Condition::NotEqual, skip)?;
     }
@@ -106,6 +108,7 @@ pub(super) fn run_entries(
 /// kept. Aligns the stack pointer.
 pub(super) fn run_exits(
     code: &mut CodeBuffer<'_>,
+    hardening: &Hardening,
     vectors: Vectors,
     calls: &[ProgramCall],
 ) -> Result<(), EncodeError> {
@@ -121,11 +124,11 @@ pub(super) fn run_exits(
     }
     for program in calls.iter().rev() {
         match program.session {
-            None => run_exit(code, program)?,
+            None => run_exit(code, hardening, program)?,
             Some(session) => {
                 mov_load32(code, Reg::Rax, frame!(Reg::Rbx, state))?;
                 and_imm(code, Reg::Rax, state::declined(session).cast_signed())?;
-                unless(code, Condition::NotEqual, |code| run_exit(code, program))?;
+                unless(code, Condition::NotEqual, |code| run_exit(code, hardening, program))?;
             }
         }
     }
@@ -136,9 +139,13 @@ pub(super) fn run_exits(
 }
 
 /// Runs one program on the frame at `rbx`.
-fn run_exit(code: &mut CodeBuffer<'_>, program: &ProgramCall) -> Result<(), EncodeError> {
+fn run_exit(
+    code: &mut CodeBuffer<'_>,
+    hardening: &Hardening,
+    program: &ProgramCall,
+) -> Result<(), EncodeError> {
     mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-    call_program(code, program, Mem::at(Reg::Rbx, 0))
+    call_program(code, hardening, program, Mem::at(Reg::Rbx, 0))
 }
 
 /// Emits a jump over what `emit` emits, to be taken on `condition`.
@@ -149,7 +156,7 @@ pub(super) fn unless(
 ) -> Result<(), EncodeError> {
     // How far it jumps, a first attempt elsewhere shows: behind a near jump, which is what
     // stands here if nothing is jumped over.
-    let mut trial = [0; 128];
+    let mut trial = [0; 256];
     let mut trial = CodeBuffer::new(&mut trial, code.here());
     jcc(&mut trial, condition, code.here())?;
     emit(&mut trial)?;

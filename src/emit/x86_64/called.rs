@@ -2,6 +2,7 @@
 
 use core::mem::offset_of;
 
+use super::branch::Hardening;
 use super::call_frame::{clear_sessions, frame, run_exits};
 use super::entry::{
     CALLER, CONTEXT, FUNCTION, INDEX, SAVED, VECTOR_ARGUMENTS, align_stack, call_program,
@@ -72,13 +73,13 @@ impl CalledTrampoline<'_> {
             show_vectors(code, self.vectors)?;
             for program in self.entries {
                 mov_load32(code, Reg::Rax, INDEX)?;
-                call_program(code, program, CONTEXT)?;
+                call_program(code, &Hardening::NONE, program, CONTEXT)?;
             }
             restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
             forget_return_address(code)?;
         }
         self.call_origin(code)?;
-        run_exits(code, self.vectors, self.exits)?;
+        run_exits(code, &Hardening::NONE, self.vectors, self.exits)?;
         mov_load64(code, Reg::Rbx, Mem::at(Reg::Rbp, CONTEXT.disp - 8))?;
         mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
         pop(code, Reg::Rbp)?;

@@ -101,17 +101,20 @@ impl Check {
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`MAX_SIZE`](Self::MAX_SIZE) are
     /// enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        Ok(self.encode(code)?)
+    }
+
+    pub(super) fn encode(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         match *self {
-            Self::None => {}
-            Self::Kcfi { hash, padding } => kcfi(code, without_landing_pad(hash), padding)?,
+            Self::None => Ok(()),
+            Self::Kcfi { hash, padding } => kcfi(code, without_landing_pad(hash), padding),
             Self::FineIbt { hash, generation, paranoid: false } => {
-                fineibt(code, without_landing_pad(hash), generation)?;
+                fineibt(code, without_landing_pad(hash), generation)
             }
             Self::FineIbt { hash, generation, paranoid: true } => {
-                paranoid(code, without_landing_pad(hash), generation)?;
+                paranoid(code, without_landing_pad(hash), generation)
             }
         }
-        Ok(())
     }
 }
 

@@ -1,11 +1,11 @@
 //! What runs when a hooked function with exit programs is entered.
 
+use super::branch::Hardening;
 use super::call_frame::{
     ARGUMENTS, argument_place, clear_sessions, frame, free_frame, load_function, run_entries,
 };
 use super::entry::{
-    VECTOR_ARGUMENTS, align_stack, call_anywhere, forget_return_address, restore_vectors,
-    save_vectors,
+    VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
 };
 use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
 use super::leave::{Leave, Part, Return, align};
@@ -14,9 +14,9 @@ use super::unwind::Marks;
 use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3, jcc, jmp, lea, lea_rip,
-    mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm32, mov_store64, pop, push,
-    ret, sub_imm, test_reg, xor_reg32,
+    Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, jcc, lea, lea_rip, mov_load32,
+    mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm32, mov_store64, pop, push, sub_imm,
+    test_reg, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -63,6 +63,12 @@ impl SideStackBodies<'_> {
         1152 + 96 * entries + 80 * exits
     }
 
+    /// The same with mitigations.
+    #[must_use]
+    pub const fn max_hardened_size(entries: usize, exits: usize) -> usize {
+        Self::max_size(entries, exits) + Hardening::MAX_SIZE * (entries + exits + 6)
+    }
+
     /// Emits both bodies for the address where `code` will run.
     ///
     /// # Errors
@@ -78,15 +84,32 @@ impl SideStackBodies<'_> {
     /// # Errors
     /// As those of [`emit`](Self::emit).
     pub fn emit_marked(&self, code: &mut CodeBuffer<'_>) -> Result<Marks, EmitError> {
+        self.emit_hardened(code, &Hardening::NONE)
+    }
+
+    /// As [`emit_marked`](Self::emit_marked), with mitigations. A check is that of the programs'
+    /// type, for those that a direct call does not reach. What makes a
+    /// side stack is called without one: by direct calls only, where entries are guarded.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
+    /// says how many bytes are enough, or if a thunk is 2 GiB or more away.
+    pub fn emit_hardened(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        hardening: &Hardening,
+    ) -> Result<Marks, EmitError> {
         let start = code.here();
         let exit = Leave {
+            hardening,
             thread_offset: self.side_stack.thread_offset,
             vectors: self.vectors,
             calls: self.exits,
             back: Return::Ret,
         }
         .emit(code)?;
-        let (enter, skip_until) = Enter {
+        let (enter, aside) = Enter {
+            hardening,
             form: Form::Thunk { functions: self.functions, modify: self.modify },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -94,7 +117,8 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Marks { start, exit, enter, skip_until, kept: Kept::OnSideStack })
+        let Aside { full: unhooked_until, skip_until, .. } = aside;
+        Ok(Marks { start, exit, enter, unhooked_until, skip_until, kept: Kept::OnSideStack })
     }
 }
 
@@ -117,6 +141,7 @@ pub(super) enum Form<'a> {
 /// what they are shown at the exit, stored once. On the ordinary stack are, from `rbp`
 /// downwards: the caller's `rbp`, and three registers that the body works with.
 pub(super) struct Enter<'a> {
+    pub hardening: &'a Hardening,
     pub form: Form<'a>,
     pub side_stack: SideStackPlace,
     pub vectors: Vectors,
@@ -154,8 +179,9 @@ struct Resume {
 
 /// What stands before the body: what seldom runs.
 #[derive(Clone, Copy)]
-struct Aside {
+pub(super) struct Aside {
     no_side_stack: u64,
+    /// Right behind what calls go on at that run unhooked.
     full: u64,
     /// The last frame's slot is at or below this function's.
     stale: u64,
@@ -166,12 +192,11 @@ struct Aside {
 }
 
 impl Enter<'_> {
-    /// Emits the body. Gives where it is, and up to where in what skips the origin `rbx` is
-    /// the frame.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
+    /// Emits the body. Gives where it is, and what stands before it.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, Aside), EncodeError> {
         // What seldom runs goes on in the middle of the body: a first attempt elsewhere shows
         // where that is.
-        let mut trial = [0; 1024];
+        let mut trial = [0; 1280];
         let mut trial = CodeBuffer::new(&mut trial, code.here());
         let here = trial.here();
         let aside = self.aside(&mut trial, Resume { again: here, live: here })?;
@@ -185,10 +210,10 @@ impl Enter<'_> {
         // Neither zero nor a carry comes of it.
         test_reg(code, Reg::Rsp, Reg::Rsp)?;
         restore_working(code)?;
-        let until = code.here() - AFTER_RBX;
-        ret(code)?;
-        int3(code)?;
-        Ok((Part { start, found, until, end: code.here() }, aside.skip_until))
+        let returns = code.here();
+        self.hardening.body_end(code)?;
+        let until = returns - AFTER_RBX;
+        Ok((Part { start, found, until, returns, end: code.here() }, aside))
     }
 
     /// Finds the side stack and looks at the last frame.
@@ -252,7 +277,7 @@ impl Enter<'_> {
     fn run(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(), EncodeError> {
         let modify = self.form.modify();
         if !self.calls.is_empty() || !modify.is_empty() {
-            run_entries(code, self.vectors, self.calls, modify, aside.skip)?;
+            run_entries(code, self.hardening, self.vectors, self.calls, modify, aside.skip)?;
             for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
                 mov_load64(code, argument, argument_place(number))?;
             }
@@ -271,12 +296,11 @@ impl Enter<'_> {
         // Sets the carry and clears zero: the largest number is larger than the stack pointer.
         cmp_imm(code, Reg::Rsp, -1)?;
         restore_working(code)?;
-        ret(code)?;
-        int3(code)?;
+        self.hardening.body_end(code)?;
 
         let full = code.here();
         inc_mem64(code, Mem::at(Reg::Rax, field::OVERFLOWED))?;
-        jmp(code, unhooked)?;
+        self.hardening.jump(code, unhooked)?;
 
         // A signal handler that comes in between may drop the same frame, and others.
         let abandoned = code.here();
@@ -288,7 +312,7 @@ impl Enter<'_> {
         mov_reg_reg(code, Reg::Rax, Reg::R10)?;
         jcc(code, Condition::NotEqual, resume.again)?;
         inc_mem64(code, Mem::at(Reg::Rax, field::ABANDONED))?;
-        jmp(code, resume.again)?;
+        self.hardening.jump(code, resume.again)?;
 
         let stale = code.here();
         // A frame that is being taken, by what this interrupts, may never have been used.
@@ -311,7 +335,7 @@ impl Enter<'_> {
             }
         }
         jcc(code, Condition::NotEqual, abandoned)?;
-        jmp(code, resume.live)?;
+        self.hardening.jump(code, resume.live)?;
 
         let no_side_stack = match self.side_stack.make {
             None => unhooked,
@@ -323,7 +347,7 @@ impl Enter<'_> {
                 }
                 align_stack(code, make.vectors)?;
                 save_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
-                call_anywhere(code, make.target)?;
+                self.hardening.call_anywhere(code, make.target, false)?;
                 restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
                 forget_return_address(code)?;
                 let pushed = 8 * (1 + ARGUMENTS.len() as i32);
@@ -334,7 +358,7 @@ impl Enter<'_> {
                 pop(code, Reg::R11)?;
                 test_reg(code, Reg::Rax, Reg::Rax)?;
                 jcc(code, Condition::Equal, unhooked)?;
-                jmp(code, resume.again)?;
+                self.hardening.jump(code, resume.again)?;
                 at
             }
         };
@@ -349,8 +373,7 @@ impl Enter<'_> {
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
-            ret(code)?;
-            int3(code)?;
+            self.hardening.body_end(code)?;
         }
         Ok(Aside { no_side_stack, full, stale, skip, skip_until })
     }

@@ -2,13 +2,14 @@
 
 use memoffset::offset_of;
 
+use super::branch::Hardening;
 use crate::emit::context::state;
 use crate::emit::{Context, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
-    Mem, Reg, Scale, Vector, add_imm, add_reg, and_imm, call, call_reg, int3, lea, mov_imm32,
-    mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store64,
-    movups_load, movups_store, pop, push, ret, sub_imm, vmovups256_load, vmovups256_store,
-    vmovups512_load, vmovups512_store, vzeroupper,
+    Mem, Reg, Scale, Vector, add_imm, add_reg, and_imm, lea, mov_imm32, mov_imm64, mov_load32,
+    mov_load64, mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store64, movups_load,
+    movups_store, pop, push, sub_imm, vmovups256_load, vmovups256_store, vmovups512_load,
+    vmovups512_store, vzeroupper,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -30,7 +31,7 @@ pub(super) const INDEX: Mem = at!(index);
 pub(super) const FUNCTION: Mem = at!(function);
 pub(super) const CALLER: Mem = at!(caller);
 
-/// Bytes of what follows the last `pop rbp`: `ret` and `int3`.
+/// Bytes of what follows the last `pop rbp` without mitigations: `ret` and `int3`.
 pub(super) const BODY_END: usize = 2;
 
 /// What is below the saved `rbp` besides registers: index and entry of the function, and where
@@ -79,12 +80,32 @@ impl EntryBody<'_> {
         384 + 56 * calls
     }
 
+    /// The same with mitigations.
+    #[must_use]
+    pub const fn max_hardened_size(calls: usize) -> usize {
+        Self::max_size(calls) + Hardening::MAX_SIZE * (calls + 1)
+    }
+
     /// Emits the body for the address where `code` will run.
     ///
     /// # Errors
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
+        self.emit_hardened(code, &Hardening::NONE)
+    }
+
+    /// As [`emit`](Self::emit), with mitigations. A check is that of the programs' type, for
+    /// those that a direct call does not reach.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
+    /// says how many bytes are enough, or if a thunk is 2 GiB or more away.
+    pub fn emit_hardened(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        hardening: &Hardening,
+    ) -> Result<(), EmitError> {
         save(code)?;
         self.find_function(code)?;
         align_stack(code, self.vectors)?;
@@ -94,12 +115,12 @@ impl EntryBody<'_> {
             if position > 0 {
                 mov_load32(code, Reg::Rax, at!(index))?;
             }
-            call_program(code, program, CONTEXT)?;
+            call_program(code, hardening, program, CONTEXT)?;
         }
         restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
         forget_return_address(code)?;
-        restore(code)?;
-        Ok(())
+        restore_registers(code)?;
+        Ok(hardening.body_end(code)?)
     }
 
     /// Finds index and entry of the function; leaves the index in `rax`.
@@ -148,6 +169,7 @@ pub(super) fn show_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Resul
 /// program has a session, the frame at `rbx`.
 pub(super) fn call_program(
     code: &mut CodeBuffer<'_>,
+    hardening: &Hardening,
     program: &ProgramCall,
     context: Mem,
 ) -> Result<(), EncodeError> {
@@ -166,20 +188,7 @@ pub(super) fn call_program(
     if let Some(session) = program.session {
         lea(code, Reg::Rcx, super::call_frame::session(session))?;
     }
-    call_anywhere(code, program.target)
-}
-
-/// Calls the function at `target`; may change `rax` on the way there.
-pub(super) fn call_anywhere(code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EncodeError> {
-    match call(code, target) {
-        // It is in another module, out of a direct call's reach. There is no other way to it
-        // than through a register.
-        Err(EncodeError::OutOfRange { .. }) => {
-            mov_imm64(code, Reg::Rax, target)?;
-            call_reg(code, Reg::Rax)
-        }
-        called => called,
-    }
+    hardening.call_anywhere(code, program.target, true)
 }
 
 /// Overwrites the return address that the last call of a program has left below the stack
@@ -187,13 +196,6 @@ pub(super) fn call_anywhere(code: &mut CodeBuffer<'_>, target: u64) -> Result<()
 /// may have to, would take it for one.
 pub(super) fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     mov_store_imm64(code, Mem::at(Reg::Rsp, -8), 0)
-}
-
-/// Puts every register back and returns into the function.
-fn restore(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    restore_registers(code)?;
-    ret(code)?;
-    int3(code)
 }
 
 /// Puts every register back; what is left on the stack is the return address.

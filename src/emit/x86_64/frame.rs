@@ -1,5 +1,6 @@
 //! Entry and exit with all state on the ordinary stack.
 
+use super::branch::Hardening;
 use super::call_frame::{
     ARGUMENTS, argument_place, clear_sessions, frame, load_function, run_entries, run_exits,
 };
@@ -11,8 +12,8 @@ use super::unwind::Marks;
 use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Mem, Reg, int3, lea, mov_load64, mov_reg_reg, mov_store_imm32, mov_store64, pop, push, ret,
-    test_reg, xor_reg32,
+    Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store_imm32, mov_store64, pop, push, test_reg,
+    xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -73,6 +74,13 @@ impl FrameBodies<'_> {
         896 + 96 * entries + 80 * exits + 12 * stack_arguments as usize
     }
 
+    /// The same with mitigations.
+    #[must_use]
+    pub const fn max_hardened_size(entries: usize, exits: usize, stack_arguments: u8) -> usize {
+        Self::max_size(entries, exits, stack_arguments)
+            + Hardening::MAX_SIZE * (entries + exits + 3)
+    }
+
     /// Emits both bodies for the address where `code` will run.
     ///
     /// # Errors
@@ -88,10 +96,25 @@ impl FrameBodies<'_> {
     /// # Errors
     /// As those of [`emit`](Self::emit).
     pub fn emit_marked(&self, code: &mut CodeBuffer<'_>) -> Result<Marks, EmitError> {
+        self.emit_hardened(code, &Hardening::NONE)
+    }
+
+    /// As [`emit_marked`](Self::emit_marked), with mitigations. A check is that of the programs'
+    /// type, for those that a direct call does not reach.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
+    /// says how many bytes are enough, or if a thunk is 2 GiB or more away.
+    pub fn emit_hardened(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        hardening: &Hardening,
+    ) -> Result<Marks, EmitError> {
         let start = code.here();
-        let exit = self.leave(code)?;
-        let (enter, skip_until) = self.enter(code)?;
-        Ok(Marks { start, exit, enter, skip_until, kept: Kept::OnStack })
+        let exit = self.leave(code, hardening)?;
+        let exit_end = exit.end;
+        let (enter, skip_until) = self.enter(code, hardening)?;
+        Ok(Marks { start, exit, enter, unhooked_until: exit_end, skip_until, kept: Kept::OnStack })
     }
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.
@@ -102,8 +125,12 @@ impl FrameBodies<'_> {
         8 * (words | if words < 4 { 1 } else { 7 })
     }
 
-    fn enter(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
-        let (skip, skip_until) = self.skip(code)?;
+    fn enter(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        hardening: &Hardening,
+    ) -> Result<(Part, u64), EncodeError> {
+        let (skip, skip_until) = self.skip(code, hardening)?;
         align(code)?;
         let start = code.here();
         // The caller's `rbp` takes the place of the return address to the thunk.
@@ -117,7 +144,7 @@ impl FrameBodies<'_> {
         self.fill(code)?;
         let found = code.here();
         if !self.entries.is_empty() || !self.modify.is_empty() {
-            run_entries(code, self.vectors, self.entries, self.modify, skip)?;
+            run_entries(code, hardening, self.vectors, self.entries, self.modify, skip)?;
             for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
                 mov_load64(code, argument, argument_place(number))?;
             }
@@ -139,9 +166,9 @@ impl FrameBodies<'_> {
         let until = code.here();
         // Neither zero nor a carry comes of it.
         test_reg(code, Reg::Rsp, Reg::Rsp)?;
-        ret(code)?;
-        int3(code)?;
-        Ok((Part { start, found, until, end: code.here() }, skip_until))
+        let returns = code.here();
+        hardening.body_end(code)?;
+        Ok((Part { start, found, until, returns, end: code.here() }, skip_until))
     }
 
     /// Fills the context at `rbx`. `rax` and `r10` stand where the exit's `rax` and `rdx` will.
@@ -165,7 +192,11 @@ impl FrameBodies<'_> {
 
     /// Emits what a program's result, in `rax`, goes on at where it is what the function returns.
     /// Gives where it begins, and up to where `rbx` is the frame.
-    fn skip(&self, code: &mut CodeBuffer<'_>) -> Result<(u64, u64), EncodeError> {
+    fn skip(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        hardening: &Hardening,
+    ) -> Result<(u64, u64), EncodeError> {
         let start = code.here();
         if self.modify.is_empty() {
             return Ok((start, start));
@@ -178,23 +209,22 @@ impl FrameBodies<'_> {
         let until = code.here();
         // Sets zero and clears the carry.
         xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
-        ret(code)?;
-        int3(code)?;
+        hardening.body_end(code)?;
         Ok((start, until))
     }
 
-    fn leave(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
+    fn leave(&self, code: &mut CodeBuffer<'_>, hardening: &Hardening) -> Result<Part, EncodeError> {
         align(code)?;
         let start = code.here();
         lea(code, Reg::Rbx, Mem::at(Reg::Rsp, self.below_frame()))?;
         let found = code.here();
-        run_exits(code, self.vectors, self.exits)?;
+        run_exits(code, hardening, self.vectors, self.exits)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         pop(code, Reg::Rbx)?;
         let until = code.here();
         pop(code, Reg::Rbp)?;
-        ret(code)?;
-        int3(code)?;
-        Ok(Part { start, found, until, end: code.here() })
+        let returns = code.here();
+        hardening.body_end(code)?;
+        Ok(Part { start, found, until, returns, end: code.here() })
     }
 }

@@ -1,11 +1,12 @@
 //! What runs when a hooked function returns.
 
+use super::branch::Hardening;
 use super::call_frame::{frame, free_frame, run_exits};
 use super::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
 use crate::emit::{ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_load64, mov_load64_fs,
-    mov_reg_reg, mov_store64, pop, push, ret, sub_imm,
+    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp_reg, mov_load64, mov_load64_fs,
+    mov_reg_reg, mov_store64, pop, push, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -26,6 +27,8 @@ pub(super) struct Part {
     pub found: u64,
     /// Up to here.
     pub until: u64,
+    /// From here on nothing is on the stack but the return address, and all is restored.
+    pub returns: u64,
     pub end: u64,
 }
 
@@ -34,6 +37,7 @@ pub(super) struct Part {
 /// It changes what any function may change, but for the registers that return values are
 /// in. It begins with `rsp` right above the slot that the caller's return address was in.
 pub(super) struct Leave<'a> {
+    pub hardening: &'a Hardening,
     pub thread_offset: i32,
     pub vectors: Vectors,
     /// In the order of their attachment: they run in reverse.
@@ -53,15 +57,15 @@ impl Leave<'_> {
         let mut trial = [0; 256];
         let mut trial = CodeBuffer::new(&mut trial, code.here());
         let here = trial.here();
-        search(&mut trial, here)?;
+        search(&mut trial, self.hardening, here)?;
         self.begin(&mut trial, here)?;
         let found = trial.here();
 
-        let search = search(code, found)?;
+        let search = search(code, self.hardening, found)?;
         let start = self.begin(code, search)?;
         let found = code.here();
-        let until = self.run(code)?;
-        Ok(Part { start, found, until, end: code.here() })
+        let (until, returns) = self.run(code)?;
+        Ok(Part { start, found, until, returns, end: code.here() })
     }
 
     /// Finds the frame: the last one, unless a function that was called from this one was
@@ -82,11 +86,11 @@ impl Leave<'_> {
     }
 
     /// Runs the programs on the frame in `rbx` and returns to the caller. Gives where the frame
-    /// is given up.
-    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// is given up, and where it returns.
+    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(u64, u64), EncodeError> {
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, caller))?;
         mov_store64(code, SLOT, Reg::R11)?;
-        run_exits(code, self.vectors, self.calls)?;
+        run_exits(code, self.hardening, self.vectors, self.calls)?;
         mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
         // A signal handler may come between these two: a free frame below the top does no
         // harm, but a frame above it is the handler's.
@@ -96,21 +100,26 @@ impl Leave<'_> {
         mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
         pop(code, Reg::Rbp)?;
         pop(code, Reg::Rbx)?;
+        let returns = code.here();
         match self.back {
-            Return::Ret => ret(code)?,
+            Return::Ret => self.hardening.body_end(code)?,
             Return::Jump => {
                 pop(code, Reg::R11)?;
                 jmp_reg(code, Reg::R11)?;
+                int3(code)?;
             }
         }
-        int3(code)?;
-        Ok(until)
+        Ok((until, returns))
     }
 }
 
 /// Drops frames until the one whose slot is above `rbp`, and goes on at `found` with it in `rbx`.
 /// Expects the last frame in `rbx` and the side stack in `rcx`. Returns where it begins.
-fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
+fn search(
+    code: &mut CodeBuffer<'_>,
+    hardening: &Hardening,
+    found: u64,
+) -> Result<u64, EncodeError> {
     // Nobody knows where this function returns to: the stack was changed without the side
     // stack.
     let lost = code.here();
@@ -124,7 +133,7 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
     cmp_load64(code, Reg::Rbp, frame!(Reg::Rbx, slot))?;
     jcc(code, Condition::NotEqual, again)?;
-    jmp(code, found)?;
+    hardening.jump(code, found)?;
     Ok(again)
 }
 

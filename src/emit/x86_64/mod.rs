@@ -41,8 +41,10 @@ pub use exit_thunk::{Bodies, EXIT_THUNK_SIZE, Kept, exit_thunk};
 pub use frame::FrameBodies;
 pub use preamble::{Arity, BHI_STUB_MAX, Bhi, FineIbt, Kcfi, Preamble, bhi_stub};
 pub use preamble_hash::{HashPlace, PreambleError};
-pub use replacement::{REPLACEMENT_SIZE, replacement};
+pub use replacement::{
+    HARDENED_REPLACEMENT_SIZE, REPLACEMENT_SIZE, replacement, replacement_hardened,
+};
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
 pub use swap::SwapBodies;
-pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk};
+pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk, entry_thunk_hardened, is_thunk_place};
 pub use unwind::{Marks, SideStackList, UnwindTable};

@@ -1,5 +1,6 @@
 //! The return-address swap, for comparison.
 
+use super::branch::Hardening;
 use super::enter::{Enter, Form};
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::{Leave, Return};
@@ -46,6 +47,7 @@ impl SwapBodies<'_> {
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
         let exit = Leave {
+            hardening: &Hardening::NONE,
             thread_offset: self.side_stack.thread_offset,
             vectors: self.vectors,
             calls: self.exits,
@@ -53,6 +55,7 @@ impl SwapBodies<'_> {
         }
         .emit(code)?;
         let (enter, _) = Enter {
+            hardening: &Hardening::NONE,
             form: Form::Swap {
                 index: self.index,
                 return_to_entry: self.return_to_entry,

@@ -1,6 +1,7 @@
 //! The entry-only thunk of a function without a slot.
 
-use crate::emit::EmitError;
+use super::branch::Hardening;
+use crate::emit::{EmitError, Mitigations};
 use crate::encode::x86_64::{Reg, int3, mov_imm32, nop, ret};
 use crate::encode::{CodeBuffer, EncodeError};
 use crate::layout::x86_64::SITE_LEN;
@@ -33,6 +34,40 @@ pub const fn entry_thunk(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), Em
         Ok(()) => Ok(()),
         Err(error) => Err(EmitError::Encode(error)),
     }
+}
+
+/// As [`entry_thunk`], with mitigations: where there is a return thunk, the jump there stands
+/// in the place of the `ret`, and of the `int3`. A stop behind that jump, straight behind which
+/// is the next thunk, has no room; compilers leave direct jumps without one, too.
+///
+/// # Errors
+/// [`EmitError::Encode`] if `code` has less than [`THUNK_SIZE`] bytes left, or the return thunk
+/// is 2 GiB or more away. [`EmitError::LowerHalf`] if the `ret` would not be where
+/// [`Mitigations::ITS`] wants it: [`is_thunk_place`] says where thunks can be.
+pub fn entry_thunk_hardened(
+    code: &mut CodeBuffer<'_>,
+    index: u32,
+    hardening: &Hardening,
+) -> Result<(), EmitError> {
+    let (start, address) = (code.position(), code.here());
+    if !is_thunk_place(address, hardening) {
+        return Err(EmitError::LowerHalf { address });
+    }
+    mov_imm32(code, Reg::R11, index)?;
+    nop(code, SITE_LEN as usize)?;
+    hardening.back(code)?;
+    while code.position() - start < THUNK_SIZE {
+        int3(code)?;
+    }
+    Ok(())
+}
+
+/// Whether an entry thunk can be at `address`: with [`Mitigations::ITS`] and no return thunk,
+/// in the upper half of a line of 64 bytes only.
+#[must_use]
+pub const fn is_thunk_place(address: u64, hardening: &Hardening) -> bool {
+    let placed = hardening.has(Mitigations::ITS) && !hardening.has(Mitigations::RETURN_THUNK);
+    !placed || address % 64 >= 32
 }
 
 const fn emit(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), EncodeError> {

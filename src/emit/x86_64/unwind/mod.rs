@@ -41,7 +41,8 @@ use table::{RBP, RBX, RSP};
 const SLOT: u8 = 8;
 
 impl UnwindTable {
-    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address`.
+    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address` without
+    /// mitigations, which move its end.
     #[must_use]
     pub fn of_entry_body(address: u64, size: usize) -> Self {
         let mut table = Self::new();
@@ -117,6 +118,8 @@ pub struct Marks {
     pub(super) start: u64,
     pub(super) exit: Part,
     pub(super) enter: Part,
+    /// Up to here, behind the exit body, a side stack's calls go on that run unhooked.
+    pub(super) unhooked_until: u64,
     /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
     pub(super) skip_until: u64,
     pub(super) kept: Kept,

@@ -73,11 +73,11 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, side_stacks: &SideS
     rows.at(exit.until);
     in_leave_body(&mut rows);
     rows.return_address_at(SLOT);
-    // pop rbp; pop rbx; ret; int3
-    rows.before_end(3);
+    // pop rbp; pop rbx
+    rows.at(exit.returns.wrapping_sub(1));
     rows.cfa(RSP, 16);
     rows.same(RBP);
-    rows.before_end(2);
+    rows.at(exit.returns);
     rows.cfa(RSP, 8);
     rows.same(RBX);
     rows.end();
@@ -85,12 +85,12 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, side_stacks: &SideS
     // What returns to a thunk whose function runs unhooked, and what else seldom runs.
     let mut rows = table.of(exit.end..enter.start);
     in_enter_body(&mut rows);
-    // cmp rsp, -1; pop r10; pop rbx; pop rax; pop rbp; ret; int3
+    // cmp rsp, -1; pop r10; pop rbx; pop rax; pop rbp; and the return
     rows.advance(7);
     rows.same(RBX);
     rows.advance(2);
     returns(&mut rows);
-    rows.advance(2);
+    rows.at(marks.unhooked_until);
     in_enter_body(&mut rows);
     rows.at(marks.skip_until);
     rows.same(RBX);
