@@ -4,7 +4,8 @@ use super::engine::{Class, Outcome};
 use super::set::{Form, Programs, Role, SetEntry};
 use super::{AttachError, Embedder, Emitted, Engine, ImageMemory, MAX_PROGRAMS};
 use crate::emit::x86_64::{
-    Bodies, EntryBody, FrameBodies, Kept, Marks, REPLACEMENT_SIZE, SideStackBodies, replacement,
+    Bodies, EntryBody, FrameBodies, HARDENED_REPLACEMENT_SIZE, Hardening, Kept, Marks,
+    REPLACEMENT_SIZE, SideStackBodies, replacement, replacement_hardened,
 };
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
@@ -12,10 +13,12 @@ use crate::sync::Ordering;
 
 /// Bytes of the largest image.
 const MAX_IMAGE: usize =
-    REPLACEMENT_SIZE + FrameBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS, u8::MAX);
-static_assertions::const_assert!(MAX_IMAGE >= EntryBody::max_size(MAX_PROGRAMS));
+    HARDENED_REPLACEMENT_SIZE + FrameBodies::max_hardened_size(MAX_PROGRAMS, MAX_PROGRAMS, u8::MAX);
+static_assertions::const_assert!(MAX_IMAGE >= EntryBody::max_hardened_size(MAX_PROGRAMS));
 static_assertions::const_assert!(
-    MAX_IMAGE >= REPLACEMENT_SIZE + SideStackBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS)
+    MAX_IMAGE
+        >= HARDENED_REPLACEMENT_SIZE
+            + SideStackBodies::max_hardened_size(MAX_PROGRAMS, MAX_PROGRAMS)
 );
 
 /// An image, emitted.
@@ -116,8 +119,11 @@ impl Calls {
         }
     }
 
-    fn max_size(&self, stack_arguments: Option<u8>) -> usize {
+    fn max_size(&self, stack_arguments: Option<u8>, hardening: &Hardening) -> usize {
         let [entries, modify, exits] = [&self.entries, &self.modify, &self.exits].map(|c| c.len);
+        if !hardening.mitigations().is_empty() {
+            return self.max_hardened_size([entries, modify, exits], stack_arguments);
+        }
         match self.form() {
             Form::Nothing => 0,
             Form::Entry => EntryBody::max_size(entries),
@@ -131,6 +137,22 @@ impl Calls {
             }
             Form::Replace => REPLACEMENT_SIZE,
         }
+    }
+
+    fn max_hardened_size(
+        &self,
+        [entries, modify, exits]: [usize; 3],
+        stack_arguments: Option<u8>,
+    ) -> usize {
+        let entries = entries + modify;
+        let bodies = match (self.form(), stack_arguments) {
+            (Form::Nothing, _) => return 0,
+            (Form::Entry, _) => return EntryBody::max_hardened_size(entries),
+            (Form::Replace, _) => 0,
+            (Form::Exit, Some(words)) => FrameBodies::max_hardened_size(entries, exits, words),
+            (Form::Exit, None) => SideStackBodies::max_hardened_size(entries, exits),
+        };
+        HARDENED_REPLACEMENT_SIZE + bodies
     }
 }
 
@@ -198,7 +220,7 @@ impl<E: Embedder> Engine<E> {
             return Ok(Image::NOTHING);
         };
         let region = class.region;
-        let size = calls.max_size(class.stack_arguments);
+        let size = calls.max_size(class.stack_arguments, &self.parts.hardening);
         let address = self.parts.images.allocate(region, size);
         let address = address.map_err(|cause| AttachError::no_image(region, cause))?;
         let mut bytes = [0; MAX_IMAGE];
@@ -233,9 +255,14 @@ impl<E: Embedder> Engine<E> {
         calls: &Calls,
         code: &mut CodeBuffer<'_>,
     ) -> Outcome<(Bodies, Option<Marks>), E> {
+        let hardening = &self.parts.hardening;
         let start = code.here();
         if let Some(target) = calls.replacement {
-            replacement(code, target)?;
+            if hardening.mitigations().is_empty() {
+                replacement(code, target)?;
+            } else {
+                replacement_hardened(code, target, hardening)?;
+            }
         }
         let (entries, vectors) = (calls.entries.as_slice(), calls.vectors);
         match calls.form() {
@@ -246,7 +273,8 @@ impl<E: Embedder> Engine<E> {
                     None => IndexFrom::Thunk,
                 };
                 let return_to_entry = class.layout.return_to_entry();
-                EntryBody { index, return_to_entry, vectors, calls: entries }.emit(code)?;
+                EntryBody { index, return_to_entry, vectors, calls: entries }
+                    .emit_hardened(code, hardening)?;
             }
             Form::Exit => {
                 let (modify, exits) = (calls.modify.as_slice(), calls.exits.as_slice());
@@ -254,13 +282,13 @@ impl<E: Embedder> Engine<E> {
                 if let Some(stack_arguments) = class.stack_arguments {
                     let bodies =
                         FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
-                    let marks = bodies.emit_marked(code)?;
+                    let marks = bodies.emit_hardened(code, hardening)?;
                     return Ok((marks.bodies(), Some(marks)));
                 }
                 let side_stack = self.parts.side_stack.ok_or(AttachError::NoSideStack)?;
                 let bodies =
                     SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
-                let marks = bodies.emit_marked(code)?;
+                let marks = bodies.emit_hardened(code, hardening)?;
                 return Ok((marks.bodies(), Some(marks)));
             }
         }

@@ -58,7 +58,7 @@ pub(crate) use edit::Edit;
 use core::fmt::{Debug, Display};
 
 use crate::emit::ProgramCall;
-use crate::emit::x86_64::{Kept, Marks, SideStackPlace};
+use crate::emit::x86_64::{Hardening, Kept, Marks, SideStackPlace};
 use crate::metadata::TableMemory;
 use crate::patch::{Cores, Text};
 
@@ -91,6 +91,8 @@ pub struct Parts<E: Embedder> {
     /// How emitted code finds a thread's side stack, which programs at the exit of functions
     /// need; `None` where threads have none.
     pub side_stack: Option<SideStackPlace>,
+    /// The mitigations that emitted code gets: [`Hardening::NONE`] in a process that has none.
+    pub hardening: Hardening,
 }
 
 /// What was emitted.

@@ -3,11 +3,22 @@
 use super::engine::{Outcome, ThunkChunk};
 use super::{AttachError, Embedder, Emitted, Engine, FunctionId, ImageMemory};
 use crate::emit::EmitError;
-use crate::emit::x86_64::{THUNK_SIZE, entry_thunk};
+use crate::emit::x86_64::{Hardening, THUNK_SIZE, entry_thunk_hardened, is_thunk_place};
 use crate::encode::{CodeBuffer, EncodeError};
 
 /// Thunks that are allocated at once.
 const THUNKS: usize = 64;
+
+impl ThunkChunk {
+    /// What is left from the next place on where a thunk can be, if there is one.
+    fn next_place(mut self, hardening: &Hardening) -> Option<Self> {
+        while self.left > 0 && !is_thunk_place(self.next, hardening) {
+            self.next = self.next.wrapping_add(THUNK_SIZE as u64);
+            self.left -= 1;
+        }
+        (self.left > 0).then_some(self)
+    }
+}
 
 impl<E: Embedder> Engine<E> {
     /// Gives the function `id`, of this class, a thunk for good.
@@ -17,18 +28,21 @@ impl<E: Embedder> Engine<E> {
         let (Some(class), Some(info)) = (class, self.functions.get_mut(id.0)) else {
             return Err(unknown);
         };
+        let hardening = self.parts.hardening;
         let (images, region) = (&mut self.parts.images, class.region);
-        let chunk = match class.thunks.filter(|chunk| chunk.left > 0) {
+        let chunk = match class.thunks.and_then(|chunk| chunk.next_place(&hardening)) {
             Some(chunk) => chunk,
             None => {
                 let next = images.allocate(region, THUNKS * THUNK_SIZE);
                 let next = next.map_err(|cause| AttachError::no_image(region, cause))?;
-                *class.thunks.insert(ThunkChunk { next, left: THUNKS })
+                let whole = *class.thunks.insert(ThunkChunk { next, left: THUNKS });
+                // It has upper halves of lines.
+                whole.next_place(&hardening).unwrap_or(whole)
             }
         };
         let thunk = chunk.next;
         let mut bytes = [0; THUNK_SIZE];
-        entry_thunk(&mut CodeBuffer::new(&mut bytes, thunk), id.0)?;
+        entry_thunk_hardened(&mut CodeBuffer::new(&mut bytes, thunk), id.0, &hardening)?;
         // SAFETY: from `allocate`, and no function has this thunk yet.
         unsafe { images.write(thunk, &bytes) }
             .map_err(|cause| AttachError::no_image(region, cause))?;

@@ -21,7 +21,7 @@ use super::threads::{self, Deaf, Verdict};
 use super::traps;
 use super::visible::{Visibility, VisibilityError};
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
-use crate::emit::x86_64::THUNK_SIZE;
+use crate::emit::x86_64::{Hardening, THUNK_SIZE};
 use crate::patch::{Poke, Protocol};
 
 mod explain;
@@ -78,6 +78,7 @@ impl State {
             images: HostImages::default(),
             tables: HostTables::default(),
             side_stack: side_stacks::place(),
+            hardening: Hardening::NONE,
         };
         Ok(Self {
             engine: Engine::new(parts, protocol, &traps::TRAPS)?,

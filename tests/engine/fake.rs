@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
+use fentry::emit::x86_64::Hardening;
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, Text};
 
@@ -160,6 +161,7 @@ impl World {
             images: self.clone(),
             tables: self.clone(),
             side_stack: None,
+            hardening: Hardening::NONE,
         }
     }
 

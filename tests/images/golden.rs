@@ -232,9 +232,9 @@ fn a_program_out_of_reach_is_called_through_a_register() {
             +43  mov r11, 0x7e1000000000
             +53  mov rsi, [r11 + rax*8]
             +57  lea rdi, [rbp - 0x58]
-            +61  mov rax, 0x7f0000001000
-            +71  call rax
-            +73  mov qword ptr [rsp - 8], 0
+            +61  mov r11, 0x7f0000001000
+            +71  call r11
+            +74  mov qword ptr [rsp - 8], 0
         "#]],
     );
 }

@@ -78,8 +78,8 @@ fn check(body: &EntryBody<'_>, image: u64) {
 
     assert_eq!(machine.calls.len(), body.calls.len());
     for (call, program) in machine.calls.iter().zip(body.calls) {
-        // A direct call is 7 bytes shorter than `mov rax, imm64; call rax`.
-        let next = if call.through_register { call.next - 7 } else { call.next };
+        // A direct call is 8 bytes shorter than `mov r11, imm64; call r11`.
+        let next = if call.through_register { call.next - 8 } else { call.next };
         let distance = program.target.wrapping_sub(next).cast_signed();
         let column = program.cookie.column;
         let distance_of_cookies = match program.cookie.stride {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
-use fentry::emit::x86_64::{SideStackPlace, THUNK_JUMP, THUNK_SIZE};
+use fentry::emit::x86_64::{Hardening, SideStackPlace, THUNK_JUMP, THUNK_SIZE};
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, SITE_LEN, Text};
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +60,7 @@ pub fn parts(machine: &Arc<Machine>) -> Parts<World> {
         images: Images { machine: Arc::clone(machine), next: 0x1800_0000 },
         tables: Tables { machine: Arc::clone(machine) },
         side_stack: Some(SideStackPlace { thread_offset: -8, make: None }),
+        hardening: Hardening::NONE,
     }
 }
 

@@ -20,6 +20,7 @@ use core::ptr::NonNull;
 
 use fentry::addr::PatchSite;
 use fentry::attach::{Embedder, Parts};
+use fentry::emit::x86_64::Hardening;
 use fentry::encode::x86_64::call_bytes;
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, SITE_LEN, Text};
@@ -49,6 +50,7 @@ pub const fn parts() -> Parts<Kernel> {
         tables: KernelTables::new(),
         // Emitted code finds side stacks by `fs`, which in a kernel is user space's.
         side_stack: None,
+        hardening: Hardening::NONE,
     }
 }
 

@@ -6,6 +6,7 @@ use core::fmt::{self, Display, Write};
 use core::ptr::{self, NonNull};
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
+use fentry::emit::x86_64::Hardening;
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, Text};
 
@@ -82,6 +83,7 @@ pub fn fake_parts<const N: usize>(text: &'static Array<N>) -> Parts<Bare> {
         images: FakeImages { used: 0, freed: 0 },
         tables: StaticTables { used: 0 },
         side_stack: None,
+        hardening: Hardening::NONE,
     }
 }
 

@@ -5,6 +5,7 @@ use core::fmt::{self, Display};
 use core::ptr::NonNull;
 
 use fentry::attach::{Embedder, ImageMemory, Parts, Region};
+use fentry::emit::x86_64::Hardening;
 use fentry::metadata::TableMemory;
 use fentry::patch::{Poke, SITE_LEN, Text};
 use machine::paging::{self, PAGE, Range, TABLES};
@@ -65,6 +66,7 @@ pub fn parts(processors: usize) -> Parts<Kernel> {
         images: Images { taken: [false; IMAGES], most: 0 },
         tables: Tables { next: TABLES },
         side_stack: Some(side_stacks::PLACE),
+        hardening: Hardening::NONE,
     }
 }
 
