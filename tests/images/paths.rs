@@ -48,6 +48,10 @@ pub struct Walk {
     /// Direct and indirect calls.
     pub calls: BTreeSet<u64>,
     pub indirect: usize,
+    /// A jump there is a return.
+    pub return_thunk: Option<u64>,
+    /// A call of this is an indirect one.
+    pub indirect_thunk: Option<u64>,
 }
 
 impl Walk {
@@ -83,9 +87,20 @@ impl Walk {
             let next = instruction.next_ip();
             match instruction.flow_control() {
                 FlowControl::Next => open.push((next, state)),
+                // The failure of a paranoid check: `lock` and this branch, which is no instruction.
+                FlowControl::ConditionalBranch
+                    if instruction.near_branch_target() == next.wrapping_sub(3) =>
+                {
+                    open.push((next, state));
+                }
                 FlowControl::ConditionalBranch => {
                     open.push((next, state.clone()));
                     open.push((instruction.near_branch_target(), state));
+                }
+                FlowControl::UnconditionalBranch
+                    if Some(instruction.near_branch_target()) == self.return_thunk =>
+                {
+                    self.ends.insert(state.end(Mnemonic::Ret));
                 }
                 FlowControl::UnconditionalBranch => {
                     open.push((instruction.near_branch_target(), state));
@@ -96,8 +111,10 @@ impl Walk {
                         matches!(rsp, Value::Aligned(at) if at % 16 == 0),
                         "{rsp:?} at {ip:#x}"
                     );
-                    if instruction.flow_control() == FlowControl::Call {
-                        self.calls.insert(instruction.near_branch_target());
+                    let target = instruction.near_branch_target();
+                    let direct = instruction.flow_control() == FlowControl::Call;
+                    if direct && Some(target) != self.indirect_thunk {
+                        self.calls.insert(target);
                     } else {
                         self.indirect += 1;
                     }
@@ -108,6 +125,8 @@ impl Walk {
                 }
                 // The search for a frame that is not there.
                 FlowControl::Interrupt => assert_eq!(instruction.mnemonic(), Mnemonic::Int3),
+                // The failure of a check.
+                FlowControl::Exception => assert_eq!(instruction.mnemonic(), Mnemonic::Ud2),
                 other => panic!("{other:?} at {ip:#x}"),
             }
         }
@@ -189,7 +208,7 @@ impl State {
                 }
                 return;
             }
-            (Mnemonic::Add, OpKind::Register) => Value::Other,
+            (Mnemonic::Add, OpKind::Register | OpKind::Memory) => Value::Other,
             (Mnemonic::Add, _) => Self::moved(self.registers[&target.full_register()], immediate()),
             (Mnemonic::Sub, _) => {
                 Self::moved(self.registers[&target.full_register()], -immediate())

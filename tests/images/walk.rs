@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, FrameBodies, Kept, MakeSideStack, SideStackBodies,
-    SideStackPlace, SwapBodies, exit_thunk,
+    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, FrameBodies, Hardening, Kept, MakeSideStack,
+    SideStackBodies, SideStackPlace, SwapBodies, exit_thunk,
 };
 use fentry::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::{CodeBuffer, EncodeError};
@@ -16,12 +16,12 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic, Register};
 use crate::paths::{End, Value, Walk};
 use crate::{in_column, in_records};
 
-const IMAGE: u64 = 0x5000_0000;
+pub const IMAGE: u64 = 0x5000_0000;
 const ORIGIN: u64 = 0x5100_0005;
 const VECTORS: [Vectors; 4] = [Vectors::Untouched, Vectors::Xmm, Vectors::Ymm, Vectors::Zmm];
 
 /// Programs near and far, with cookies in records and columns, and every kind of data.
-fn programs(count: usize, near: bool) -> Vec<ProgramCall> {
+pub fn programs(count: usize, near: bool) -> Vec<ProgramCall> {
     let call = |position: usize| {
         let target = if near { 0x5200_0000 } else { 0x7f00_0000_0000 } + 0x100 * position as u64;
         let call = if position == 0 { in_records } else { in_column };
@@ -38,7 +38,7 @@ const CALLEES: [Register; 6] =
 
 /// The form of an image, and what tells it apart from others of its form.
 #[derive(Clone, Copy, Debug)]
-enum Form {
+pub enum Form {
     SideStack(Stride),
     Frame(u8),
     Swap(IndexFrom),
@@ -58,18 +58,20 @@ const FORMS: [Form; 10] = [
     Form::Called(255),
 ];
 
-struct Case<'a> {
-    form: Form,
-    vectors: Vectors,
-    make: Option<MakeSideStack>,
-    entries: &'a [ProgramCall],
-    exits: &'a [ProgramCall],
+pub struct Case<'a> {
+    pub form: Form,
+    pub vectors: Vectors,
+    pub make: Option<MakeSideStack>,
+    pub entries: &'a [ProgramCall],
+    pub exits: &'a [ProgramCall],
+    /// Of the forms that have any.
+    pub hardening: Hardening,
 }
 
 impl Case<'_> {
     /// Emits the image; where it has only one entry, both addresses are that one.
     fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
-        let &Self { form, vectors, make, entries, exits } = self;
+        let &Self { form, vectors, make, entries, exits, .. } = self;
         let side_stack = SideStackPlace { thread_offset: -0x1000, make };
         match form {
             Form::SideStack(stride) => {
@@ -77,14 +79,14 @@ impl Case<'_> {
                 let functions = CookiePlace { column: 0x7d00_0000_0000, stride };
                 let bodies =
                     SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
-                bodies.emit(code)
+                Ok(bodies.emit_hardened(code, &self.hardening)?.bodies())
             }
             Form::Frame(stack_arguments) => {
                 let functions = CookiePlace { column: 0x7d00_0000_0000, stride: Stride::Sixteen };
                 let modify = &self.modify()[..];
                 let bodies =
                     FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
-                bodies.emit(code)
+                Ok(bodies.emit_hardened(code, &self.hardening)?.bodies())
             }
             Form::Swap(index) => {
                 SwapBodies { index, return_to_entry: 0x8000, side_stack, vectors, entries, exits }
@@ -111,7 +113,7 @@ impl Case<'_> {
     }
 
     /// Programs that may modify the return, where the form has such.
-    fn modify(&self) -> Vec<ProgramCall> {
+    pub fn modify(&self) -> Vec<ProgramCall> {
         let of_form = matches!(self.form, Form::SideStack(_) | Form::Frame(_));
         let calls = self.entries.iter().take(if of_form { 2 } else { 0 });
         calls.map(|call| ProgramCall { session: None, ..*call }).collect()
@@ -119,21 +121,29 @@ impl Case<'_> {
 
     fn max_size(&self) -> usize {
         let (entries, exits) = (self.entries.len(), self.exits.len());
+        let both = entries + self.modify().len();
+        if !self.hardening.mitigations().is_empty() {
+            return match self.form {
+                Form::Frame(words) => FrameBodies::max_hardened_size(both, exits, words),
+                _ => SideStackBodies::max_hardened_size(both, exits),
+            };
+        }
         match self.form {
-            Form::SideStack(_) => SideStackBodies::max_size(entries + self.modify().len(), exits),
-            Form::Frame(words) => {
-                FrameBodies::max_size(entries + self.modify().len(), exits, words)
-            }
+            Form::SideStack(_) => SideStackBodies::max_size(both, exits),
+            Form::Frame(words) => FrameBodies::max_size(both, exits, words),
             Form::Swap(_) => SwapBodies::max_size(entries, exits),
             Form::Called(words) => CalledTrampoline::max_size(entries, exits, words),
         }
     }
 
-    fn walk(&self) {
+    /// Follows all paths; gives the instructions.
+    pub fn walk(&self) -> Walk {
         let mut bytes = vec![0; self.max_size()];
         let mut code = CodeBuffer::new(&mut bytes, IMAGE);
         let bodies = self.emit(&mut code).unwrap();
         let mut walk = Walk::decode(code.written(), IMAGE);
+        walk.return_thunk = self.hardening.return_thunk();
+        walk.indirect_thunk = self.hardening.indirect_thunk();
         let targets =
             |calls: &[ProgramCall]| calls.iter().map(|call| call.target).collect::<Vec<_>>();
         let mut expected: BTreeSet<u64> =
@@ -154,6 +164,7 @@ impl Case<'_> {
         let far = expected.iter().any(|target| !near(target));
         assert_eq!(walk.calls, expected.into_iter().filter(near).collect());
         assert_eq!(walk.indirect > 0, far);
+        walk
     }
 
     fn enter(&self, ends: BTreeSet<End>) {
@@ -239,7 +250,14 @@ fn each_case(mut each: impl FnMut(&Case<'_>)) {
                     for near in [true, false] {
                         let make = target.map(|target| MakeSideStack { target, vectors });
                         let (entries, exits) = (programs(entries, near), programs(exits, near));
-                        each(&Case { form, vectors, make, entries: &entries, exits: &exits });
+                        each(&Case {
+                            form,
+                            vectors,
+                            make,
+                            entries: &entries,
+                            exits: &exits,
+                            hardening: Hardening::NONE,
+                        });
                     }
                 }
             }
@@ -249,7 +267,7 @@ fn each_case(mut each: impl FnMut(&Case<'_>)) {
 
 #[test]
 fn every_path_through_every_image_is_balanced() {
-    each_case(|case| case.walk());
+    each_case(|case| drop(case.walk()));
 }
 
 #[test]

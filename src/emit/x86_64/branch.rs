@@ -96,6 +96,18 @@ impl Hardening {
         self.mitigations
     }
 
+    /// Where returns go, if not straight back.
+    #[must_use]
+    pub const fn return_thunk(&self) -> Option<u64> {
+        if self.has(Mitigations::RETURN_THUNK) { self.symbols.return_thunk } else { None }
+    }
+
+    /// Where indirect calls and jumps go, if not straight on.
+    #[must_use]
+    pub const fn indirect_thunk(&self) -> Option<u64> {
+        if self.has(Mitigations::RETPOLINE) { self.symbols.indirect_thunk } else { None }
+    }
+
     /// Emits a return.
     ///
     /// ```text
@@ -118,8 +130,8 @@ impl Hardening {
 
     /// A return, and nothing behind it.
     pub(super) fn back(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        match self.symbols.return_thunk {
-            Some(thunk) if self.has(Mitigations::RETURN_THUNK) => jmp(code, thunk),
+        match self.return_thunk() {
+            Some(thunk) => jmp(code, thunk),
             _ => {
                 self.place(code, 1)?;
                 ret(code)
@@ -193,8 +205,8 @@ impl Hardening {
     }
 
     fn jump_target(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        match self.symbols.indirect_thunk {
-            Some(thunk) if self.has(Mitigations::RETPOLINE) => jmp(code, thunk)?,
+        match self.indirect_thunk() {
+            Some(thunk) => jmp(code, thunk)?,
             _ => {
                 self.fence(code)?;
                 jmp_reg(code, TARGET)?;
@@ -225,8 +237,8 @@ impl Hardening {
     }
 
     fn call_target(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        match self.symbols.indirect_thunk {
-            Some(thunk) if self.has(Mitigations::RETPOLINE) => call(code, thunk),
+        match self.indirect_thunk() {
+            Some(thunk) => call(code, thunk),
             _ => {
                 self.fence(code)?;
                 call_reg(code, TARGET)

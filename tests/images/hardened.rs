@@ -1,0 +1,221 @@
+//! What holds for every image with mitigations: every path is still balanced, and every branch
+//! is one that they allow.
+
+use std::collections::BTreeSet;
+
+use fentry::emit::x86_64::{
+    CallDepth, Check, EntryBody, Generation, HARDENED_REPLACEMENT_SIZE, Hardening, MakeSideStack,
+    Symbols, THUNK_JUMP, THUNK_SIZE, entry_thunk, entry_thunk_hardened, is_thunk_place,
+    replacement_hardened,
+};
+use fentry::emit::{EmitError, IndexFrom, Mitigations, Stride, Vectors};
+use fentry::encode::CodeBuffer;
+use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
+
+use crate::paths::{Value, Walk};
+use crate::walk::{Case, Form, IMAGE, programs};
+
+const RETURN_THUNK: u64 = 0x5400_0000;
+const INDIRECT_THUNK: u64 = 0x5400_0100;
+const COUNT: u64 = 0x5400_0200;
+const HASH: u32 = 0x1234_5678;
+
+/// Every set of mitigations that fits together, each with every check where it has one.
+fn each_hardening(mut each: impl FnMut(&Hardening, Check)) {
+    let checks = [
+        Check::Kcfi { hash: HASH, padding: 11 },
+        Check::FineIbt { hash: HASH, generation: Generation::Original, paranoid: false },
+        Check::FineIbt { hash: HASH, generation: Generation::Udb, paranoid: true },
+    ];
+    for bits in 0..=Mitigations::all().bits() {
+        let mitigations = Mitigations::from_bits_retain(bits);
+        let checks =
+            if mitigations.contains(Mitigations::CFI) { &checks[..] } else { &[Check::None] };
+        for &check in checks {
+            let symbols = Symbols {
+                indirect_thunk: Some(INDIRECT_THUNK),
+                return_thunk: Some(RETURN_THUNK),
+                call_depth: Some(CallDepth::RipRelative(COUNT)),
+                check,
+            };
+            if let Ok(hardening) = Hardening::new(mitigations, symbols) {
+                each(&hardening, check);
+            }
+        }
+    }
+}
+
+/// What calls there are in an image.
+struct Calls {
+    all: usize,
+    /// To programs and others that a direct call does not reach.
+    far: usize,
+    /// Of those, checked ones.
+    checked: usize,
+}
+
+/// Looks at every branch among `instructions`.
+fn branches(walk: &Walk, hardening: &Hardening) -> Calls {
+    let has = |mitigation| hardening.mitigations().contains(mitigation);
+    let all: Vec<&Instruction> = walk.instructions.values().collect();
+    let mut calls = Calls { all: 0, far: 0, checked: 0 };
+    let mut counted = 0;
+    for (position, it) in all.iter().enumerate() {
+        let stopped = || all.get(position + 1).is_some_and(|i| i.mnemonic() == Mnemonic::Int3);
+        let fenced = || all[position - 1].mnemonic() == Mnemonic::Lfence;
+        let last_byte = it.next_ip() - 1;
+        let placed = last_byte % 64 >= 32;
+        let flow = it.flow_control();
+        let target = it.near_branch_target();
+        let to_thunk = flow == FlowControl::Call && Some(target) == hardening.indirect_thunk();
+        match flow {
+            FlowControl::Return => {
+                assert!(!has(Mitigations::RETURN_THUNK), "{it:?}");
+                assert!(!has(Mitigations::SLS) || stopped(), "{it:?}");
+                assert!(!has(Mitigations::ITS) || placed, "{it:?}");
+            }
+            FlowControl::UnconditionalBranch => {
+                assert!(!has(Mitigations::SLS) || stopped(), "{it:?}");
+            }
+            FlowControl::IndirectBranch | FlowControl::IndirectCall => {
+                assert!(!has(Mitigations::RETPOLINE), "{it:?}");
+                assert_eq!(it.op0_register(), Register::R11);
+                assert_eq!(has(Mitigations::LFENCE), fenced(), "{it:?}");
+                assert!(!has(Mitigations::ITS) || placed, "{it:?}");
+                let jump = flow == FlowControl::IndirectBranch;
+                assert!(!(has(Mitigations::SLS) && jump) || stopped(), "{it:?}");
+            }
+            _ => {}
+        }
+        calls.all += usize::from(matches!(flow, FlowControl::Call | FlowControl::IndirectCall));
+        calls.far += usize::from(flow == FlowControl::IndirectCall || to_thunk);
+        counted += usize::from(it.mnemonic() == Mnemonic::Sar && it.immediate8() == 5);
+        let hash = it.mnemonic() == Mnemonic::Mov && it.op0_register().size() == 4;
+        let hash = hash && [HASH, HASH.wrapping_neg()].contains(&it.immediate32());
+        calls.checked += usize::from(hash);
+    }
+    assert_eq!(
+        counted,
+        if has(Mitigations::CALL_DEPTH) { calls.all } else { 0 },
+        "counts of calls"
+    );
+    calls
+}
+
+#[test]
+fn every_path_is_balanced_and_every_branch_allowed() {
+    let mut sets = BTreeSet::new();
+    each_hardening(|hardening, _| {
+        sets.insert(hardening.mitigations().bits());
+        let forms = [Form::SideStack(Stride::Sixteen), Form::Frame(0), Form::Frame(3)];
+        for form in forms {
+            for (count, near) in [(0, true), (1, true), (3, false)] {
+                for make in [None, Some(0x7f10_0000_0000)] {
+                    let vectors = Vectors::Xmm;
+                    let make = make.map(|target| MakeSideStack { target, vectors });
+                    let (entries, exits) = (programs(count, near), programs(count, near));
+                    let (entries, exits) = (&entries[..], &exits[..]);
+                    let case = Case { form, vectors, make, entries, exits, hardening: *hardening };
+                    let calls = branches(&case.walk(), hardening);
+                    let programs = entries.len() + case.modify().len() + exits.len();
+                    let checked = hardening.mitigations().contains(Mitigations::CFI) && !near;
+                    assert_eq!(calls.checked, if checked { programs } else { 0 });
+                    let side_stack = matches!(form, Form::SideStack(_));
+                    let far_make = make.is_some_and(|make| make.target >> 32 != 0) && side_stack;
+                    let far = if near { 0 } else { programs };
+                    assert_eq!(calls.far, far + usize::from(far_make));
+                }
+            }
+        }
+    });
+    // Six mitigations that do not exclude each other but for two; with or without the seventh.
+    assert_eq!(sets.len(), (1 << 7) * 3 / 4);
+}
+
+#[test]
+fn entry_bodies_are_balanced_and_every_branch_allowed() {
+    each_hardening(|hardening, _| {
+        for (count, near) in [(0, true), (1, true), (1, false), (3, false), (16, false)] {
+            for image in [IMAGE, IMAGE + 13, IMAGE + 31] {
+                let calls = programs(count, near);
+                let calls: Vec<_> = calls
+                    .iter()
+                    .map(|call| fentry::emit::ProgramCall { session: None, ..*call })
+                    .collect();
+                let index = IndexFrom::Slot { return_to_index: 9 };
+                let vectors = Vectors::Ymm;
+                let body = EntryBody { index, return_to_entry: 5, vectors, calls: &calls };
+                let mut bytes = vec![0; EntryBody::max_hardened_size(count)];
+                let mut code = CodeBuffer::new(&mut bytes, image);
+                body.emit_hardened(&mut code, hardening).unwrap();
+                let mut walk = Walk::decode(code.written(), image);
+                walk.return_thunk = hardening.return_thunk();
+                walk.indirect_thunk = hardening.indirect_thunk();
+                let ends = walk.from(image);
+                walk.all_was_seen();
+                assert!(!ends.is_empty());
+                for end in ends {
+                    assert_eq!((end.by, end.rsp), (Mnemonic::Ret, Value::Stack(0)));
+                    // What it restores is memory that programs may have changed.
+                    let callees = [Register::RBX, Register::RBP, Register::R12, Register::R15];
+                    assert!(callees.iter().all(|register| !end.changed.contains(register)));
+                }
+                let found = branches(&walk, hardening);
+                assert_eq!(found.all, count);
+                assert_eq!(found.far, if near { 0 } else { count });
+                let checked = hardening.mitigations().contains(Mitigations::CFI) && !near;
+                assert_eq!(found.checked, if checked { count } else { 0 });
+            }
+        }
+    });
+}
+
+#[test]
+fn thunks_return_as_mitigations_want() {
+    each_hardening(|hardening, _| {
+        for place in (0..64).step_by(THUNK_SIZE) {
+            let thunk = IMAGE + place;
+            let mut bytes = [0; THUNK_SIZE];
+            let emitted =
+                entry_thunk_hardened(&mut CodeBuffer::new(&mut bytes, thunk), 7, hardening);
+            assert_eq!(emitted.is_ok(), is_thunk_place(thunk, hardening));
+            if let Err(error) = emitted {
+                assert_eq!(error, EmitError::LowerHalf { address: thunk });
+                assert!(hardening.mitigations().contains(Mitigations::ITS) && place < 32);
+                continue;
+            }
+            let mut plain = [0; THUNK_SIZE];
+            entry_thunk(&mut CodeBuffer::new(&mut plain, thunk), 7).unwrap();
+            assert_eq!(bytes[..THUNK_JUMP + 5], plain[..THUNK_JUMP + 5]);
+            let walk = Walk::decode(&bytes, thunk);
+            let back = &walk.instructions[&(thunk + THUNK_JUMP as u64 + 5)];
+            match hardening.return_thunk() {
+                // No room is left for a stop.
+                Some(target) => assert_eq!(back.near_branch_target(), target),
+                None => {
+                    assert_eq!(back.mnemonic(), Mnemonic::Ret);
+                    branches(&walk, hardening);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn replacements_are_jumped_to_as_mitigations_want() {
+    each_hardening(|hardening, _| {
+        for target in [IMAGE + 0x1000, 0x7f00_0000_0000] {
+            for place in 0..64 {
+                let mut bytes = [0; HARDENED_REPLACEMENT_SIZE];
+                let mut code = CodeBuffer::new(&mut bytes, IMAGE + place);
+                replacement_hardened(&mut code, target, hardening).unwrap();
+                let walk = Walk::decode(&bytes, IMAGE + place);
+                let found = branches(&walk, hardening);
+                assert_eq!((found.all, found.checked), (0, 0));
+                let first = walk.instructions.values().next().unwrap();
+                let loaded = [first.near_branch_target(), first.immediate64()].contains(&target);
+                assert!(loaded, "{first:?}");
+            }
+        }
+    });
+}
