@@ -3,7 +3,10 @@
 use core::ptr;
 
 use fentry::addr::Entry;
-use fentry::emit::x86_64::{EntryBody, THUNK_JUMP, THUNK_SIZE, entry_thunk};
+use fentry::emit::Mitigations;
+use fentry::emit::x86_64::{
+    CallDepth, Check, EntryBody, Hardening, Symbols, THUNK_JUMP, THUNK_SIZE, entry_thunk_hardened,
+};
 use fentry::encode::CodeBuffer;
 use fentry::encode::x86_64::{Reg, call_bytes, jmp_bytes, jmp_reg, mov_imm64};
 use fentry::layout::EntryLayout;
@@ -11,12 +14,27 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use super::machine::origin;
 
-const SIZE: usize = 0x2000;
+const SIZE: usize = 0x3000;
+/// What of it is executed; the rest is written.
+const CODE: usize = 0x2000;
 /// Where things are in the mapping.
 const ENTRY: usize = 0x40;
-const THUNK: usize = 0x100;
+const THUNK: usize = 0x120;
 const STUB: usize = 0x200;
+const RETURN_THUNK: usize = 0x280;
+const INDIRECT_THUNK: usize = 0x2c0;
 const IMAGE: usize = 0x400;
+
+/// What calls are counted from.
+pub const COUNT: u64 = 1 << 62;
+
+/// `ret`, with a mark that it was here: `inc qword ptr [rip + ...]`.
+const RETURN: [u8; 9] = [0x48, 0xff, 0x05, 0, 0, 0, 0, 0xc3, 0xcc];
+/// A retpoline: `call 1f`; `2: pause`; `lfence`; `jmp 2b`; `1: mov [rsp], r11`; `ret`.
+const RETPOLINE: [u8; 24] = [
+    0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9, 0x4c, 0x89, 0x1c, 0x24, 0x48, 0xff,
+    0x05, 0, 0, 0, 0, 0xc3,
+];
 
 const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
@@ -25,18 +43,20 @@ const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 pub struct Hooked {
     base: *mut u8,
     layout: EntryLayout,
+    hardening: Hardening,
 }
 
 impl Hooked {
     /// A function that goes on in the machine's [`origin`]. Its index is in the padding or in
     /// a thunk, and nothing is attached to it.
-    pub fn new(layout: &EntryLayout, index: u32) -> Self {
+    pub fn new(layout: &EntryLayout, index: u32, mitigations: Mitigations, check: Check) -> Self {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping, wherever the kernel likes.
         let base = unsafe { libc::mmap(ptr::null_mut(), SIZE, protection, flags, -1, 0) };
         assert_ne!(base, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-        let mut hooked = Self { base: base.cast(), layout: *layout };
+        let mut hooked = Self { base: base.cast(), layout: *layout, hardening: Hardening::NONE };
+        hooked.harden(mitigations, check);
         let entry = Entry::new(hooked.at(ENTRY));
         if layout.landing_pad().size() == 4 {
             hooked.write(ENTRY, &ENDBR64);
@@ -53,13 +73,41 @@ impl Hooked {
             hooked.write(slot, &[0xb8, a, b, c, d]);
         } else {
             let mut thunk = [0; THUNK_SIZE];
-            entry_thunk(&mut CodeBuffer::new(&mut thunk, hooked.at(THUNK)), index).unwrap();
+            let mut code = CodeBuffer::new(&mut thunk, hooked.at(THUNK));
+            entry_thunk_hardened(&mut code, index, &hooked.hardening).unwrap();
             hooked.write(THUNK, &thunk);
             let site = hooked.site();
             hooked.write(site, &call_bytes(hooked.at(site), hooked.at(THUNK)).unwrap());
         }
         hooked.protect(libc::PROT_READ | libc::PROT_EXEC);
         hooked
+    }
+
+    /// Makes what mitigations need, and counts from nothing.
+    fn harden(&mut self, mitigations: Mitigations, check: Check) {
+        let mark = |mut thunk: Vec<u8>, at: usize, increment: usize, word: usize| {
+            let behind = at + increment + 7;
+            let distance = (CODE + 8 * word - behind) as u32;
+            thunk[increment + 3..increment + 7].copy_from_slice(&distance.to_le_bytes());
+            thunk
+        };
+        self.write(RETURN_THUNK, &mark(RETURN.to_vec(), RETURN_THUNK, 0, 1));
+        self.write(INDIRECT_THUNK, &mark(RETPOLINE.to_vec(), INDIRECT_THUNK, 16, 2));
+        self.write(CODE, &COUNT.to_le_bytes());
+        let symbols = Symbols {
+            indirect_thunk: Some(self.at(INDIRECT_THUNK)),
+            return_thunk: Some(self.at(RETURN_THUNK)),
+            // The base of `gs` is 0 in a process.
+            call_depth: Some(CallDepth::RipRelative(self.at(CODE))),
+            check,
+        };
+        self.hardening = Hardening::new(mitigations, symbols).unwrap();
+    }
+
+    /// The count of calls, and how often returns and indirect calls went through thunks.
+    pub fn counts(&self) -> [u64; 3] {
+        // SAFETY: three words of the mapping that are always readable, and no code runs.
+        unsafe { self.base.add(CODE).cast::<[u64; 3]>().read() }
     }
 
     fn at(&self, offset: usize) -> u64 {
@@ -82,8 +130,8 @@ impl Hooked {
     }
 
     fn protect(&mut self, protection: i32) {
-        // SAFETY: the whole of a mapping that nobody executes at the moment.
-        let result = unsafe { libc::mprotect(self.base.cast(), SIZE, protection) };
+        // SAFETY: the code of a mapping that nobody executes at the moment.
+        let result = unsafe { libc::mprotect(self.base.cast(), CODE, protection) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
@@ -102,7 +150,11 @@ impl Hooked {
     /// Emits the body and hooks the function with it. Says whether all its calls are direct.
     pub fn hook(&mut self, body: &EntryBody<'_>) -> bool {
         let image = self.at(IMAGE);
-        let bytes = crate::emit(body, image);
+        let mut bytes = vec![0; EntryBody::max_hardened_size(body.calls.len())];
+        let mut code = CodeBuffer::new(&mut bytes, image);
+        body.emit_hardened(&mut code, &self.hardening).unwrap();
+        let len = code.position();
+        bytes.truncate(len);
         self.protect(libc::PROT_READ | libc::PROT_WRITE);
         self.write(IMAGE, &bytes);
         let site = self.site();
@@ -113,9 +165,10 @@ impl Hooked {
             self.write(jump, &jmp_bytes(self.at(jump), image).unwrap());
         }
         self.protect(libc::PROT_READ | libc::PROT_EXEC);
-        Decoder::with_ip(64, &bytes, image, DecoderOptions::NONE)
-            .iter()
-            .all(|instruction| instruction.flow_control() != FlowControl::IndirectCall)
+        Decoder::with_ip(64, &bytes, image, DecoderOptions::NONE).iter().all(|instruction| {
+            let thunk = instruction.near_branch_target() == self.at(INDIRECT_THUNK);
+            instruction.flow_control() != FlowControl::IndirectCall && !thunk
+        })
     }
 }
 

@@ -9,12 +9,12 @@ mod machine;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fentry::addr::Entry;
-use fentry::emit::x86_64::EntryBody;
-use fentry::emit::{Context, CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
+use fentry::emit::x86_64::{Check, EntryBody};
+use fentry::emit::{Context, CookiePlace, IndexFrom, Mitigations, ProgramCall, Stride, Vectors};
 use fentry::layout::EntryLayout;
 use fentry::layout::x86_64::{IBT, IBT_UNPADDED, PLAIN, PLAIN_UNPADDED};
 
-use code::Hooked;
+use code::{COUNT, Hooked};
 use machine::{CHANGE, RETURNED, Registers, Seen, State, call, observe, returns_to};
 
 /// The machine's state is one for the process.
@@ -129,12 +129,13 @@ struct Case {
     programs: usize,
     near: bool,
     change: bool,
+    mitigations: Mitigations,
 }
 
 impl Case {
     fn run(&self, random: &mut Random) {
         let cookies = Cookies::new(random, self.programs);
-        let mut hooked = Hooked::new(&self.layout, INDEX);
+        let mut hooked = Hooked::new(&self.layout, INDEX, self.mitigations, check());
         let target = if self.near { hooked.near(observe()) } else { observe() };
         let call_of = |position| ProgramCall {
             target,
@@ -159,6 +160,19 @@ impl Case {
             self.function_got(&given, &state);
             self.programs_saw(&given, &state, &cookies, hooked.entry());
         }
+        self.mitigated(hooked.counts());
+    }
+
+    /// What was counted on the way, by mitigations that can be seen to work.
+    fn mitigated(&self, [depth, returns, indirect]: [u64; 3]) {
+        let runs = SHIFTS.len();
+        let calls = self.programs * runs;
+        let has = |mitigation| self.mitigations.contains(mitigation);
+        let shifted = if has(Mitigations::CALL_DEPTH) { 5 * calls } else { 0 };
+        assert_eq!(depth, COUNT.checked_shr(shifted as u32).unwrap_or(0), "the count of calls");
+        assert_eq!(returns, if has(Mitigations::RETURN_THUNK) { runs as u64 } else { 0 });
+        let through = has(Mitigations::RETPOLINE) && !self.near;
+        assert_eq!(indirect, if through { calls as u64 } else { 0 });
     }
 
     fn index(&self) -> IndexFrom {
@@ -245,8 +259,38 @@ fn functions_get_what_they_were_given_and_programs_see_it() {
         for vectors in levels() {
             for programs in [1, 3, 16] {
                 for (near, change) in [(true, false), (false, false), (true, true)] {
-                    Case { layout, vectors, programs, near, change }.run(&mut random);
+                    let mitigations = Mitigations::empty();
+                    Case { layout, vectors, programs, near, change, mitigations }.run(&mut random);
                 }
+            }
+        }
+    }
+}
+
+/// With the hash that happens to stand before the machine's `observe`: whatever the check
+/// compares, it finds equal.
+fn check() -> Check {
+    // SAFETY: code of this process; functions before it are there.
+    let hash = unsafe {
+        core::ptr::with_exposed_provenance::<u32>(observe() as usize - 4).read_unaligned()
+    };
+    Check::Kcfi { hash, padding: 0 }
+}
+
+#[test]
+fn hardened_bodies_do_what_plain_ones_do() {
+    let _turn = turn();
+    let mut random = Random(0x0f1e_2d3c_4b5a_6978);
+    for bits in 0..1 << 7 {
+        let mitigations = Mitigations::from_bits_retain(bits);
+        if mitigations.contains(Mitigations::RETPOLINE | Mitigations::LFENCE) {
+            continue;
+        }
+        for layout in [IBT, IBT_UNPADDED] {
+            for near in [true, false] {
+                let vectors = Vectors::Xmm;
+                Case { layout, vectors, programs: 3, near, change: true, mitigations }
+                    .run(&mut random);
             }
         }
     }
@@ -257,9 +301,15 @@ fn a_function_without_programs_gets_what_it_was_given() {
     let _turn = turn();
     let mut random = Random(0x0123_4567_89ab_cdef);
     for layout in LAYOUTS {
-        let case =
-            Case { layout, vectors: Vectors::Untouched, programs: 0, near: true, change: false };
-        let hooked = Hooked::new(&layout, INDEX);
+        let case = Case {
+            layout,
+            vectors: Vectors::Untouched,
+            programs: 0,
+            near: true,
+            change: false,
+            mitigations: Mitigations::empty(),
+        };
+        let hooked = Hooked::new(&layout, INDEX, Mitigations::empty(), Check::None);
         let mut given = random.registers();
         let state = State::new(widest(), Vectors::Untouched, false);
         // SAFETY: as above; its site holds a nop, or calls a thunk that returns.
@@ -301,7 +351,7 @@ fn a_program_in_rust_reads_the_context_and_changes_arguments() {
     let _turn = turn();
     let mut random = Random(0xfeed_face_cafe_beef);
     let cookies = Cookies::new(&mut random, 1);
-    let mut hooked = Hooked::new(&PLAIN, INDEX);
+    let mut hooked = Hooked::new(&PLAIN, INDEX, Mitigations::empty(), Check::None);
     let target = reverse as unsafe extern "C" fn(_, _, _) as usize as u64;
     let calls = [ProgramCall { target, data: Some(77), cookie: cookies.place(0), session: None }];
     hooked.hook(&crate::body(&PLAIN, widest(), &calls));
