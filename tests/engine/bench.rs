@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use fentry::addr::Entry;
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, ProgramKind, Region,
-    SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, Lanes, Parts, ProgramKind,
+    Region, SiteNop,
 };
 use fentry::emit::Vectors;
+use fentry::emit::x86_64::Hardening;
 use fentry::layout::EntryLayout;
 use fentry::layout::x86_64::PLAIN;
 use fentry::patch::{Poke, Protocol, TrapResolver};
@@ -95,9 +96,14 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(protocol: Protocol, kinds: &[Kind]) -> Self {
+        Self::hardened(protocol, kinds, Hardening::NONE)
+    }
+
+    pub fn hardened(protocol: Protocol, kinds: &[Kind], hardening: Hardening) -> Self {
         let world = World::new();
         let traps = Box::leak(Box::new(TrapResolver::new()));
-        let mut engine = Engine::new(world.parts(), protocol, traps).unwrap();
+        let parts = Parts { hardening, ..world.parts() };
+        let mut engine = Engine::new(parts, protocol, traps).unwrap();
         let mut functions = Vec::new();
         let mut texts = BTreeMap::<_, Vec<u8>>::new();
         for kind in kinds {

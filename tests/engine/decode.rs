@@ -128,6 +128,8 @@ impl Core<'_> {
                 (Mnemonic::Pop, ..) => self.set(to, None),
                 (
                     Mnemonic::Nop
+                    | Mnemonic::Lfence
+                    | Mnemonic::Sar
                     | Mnemonic::Push
                     | Mnemonic::Add
                     | Mnemonic::Sub

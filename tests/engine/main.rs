@@ -10,6 +10,7 @@ mod cost;
 mod decode;
 mod fake;
 mod faults;
+mod hardened;
 mod lists;
 mod model;
 mod refusals;
