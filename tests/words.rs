@@ -1,8 +1,8 @@
 //! Batches of arm64 instructions, over text that is only numbers: what is refused, what is
 //! written in which order, and a failure at each step.
 
+use core::cell::RefCell;
 use core::fmt;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 

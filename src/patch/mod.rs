@@ -69,8 +69,7 @@ pub enum Protocol {
 /// One site of a batch: what must stand there, and what shall.
 ///
 /// `N` is the bytes of the site. The x86-64 protocols take the default, and a [`WordBatch`]
-/// takes [`WORD`](crate::encode::aarch64::WORD). 24 bytes, so that a batch of 100,000 streams
-/// through a cache.
+/// takes [`WORD`]. 24 bytes, so that a batch of 100,000 streams through a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Poke<const N: usize = SITE_LEN> {
