@@ -41,6 +41,12 @@ pub struct Interrupted {
     ss: u64,
 }
 
+/// The names of the registers, as they are on the stack.
+const REGISTERS: [&str; 15] = [
+    "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx",
+    "rax",
+];
+
 impl Interrupted {
     /// Whether the next instruction is in `range`.
     pub fn is_in(&self, range: &Range) -> bool {
@@ -65,6 +71,10 @@ impl Interrupted {
     /// Ends everything: nobody expected this trap.
     pub fn unexpected(&self) -> ! {
         let Self { vector, error, rip, rsp, .. } = self;
+        // The registers first, so that the last line says what happened.
+        for (name, value) in REGISTERS.iter().zip(&self.registers) {
+            println!("{name} {value:#x}");
+        }
         println!("unexpected trap: vector={vector} error={error:#x} rip={rip:#x} rsp={rsp:#x}");
         power_off()
     }
