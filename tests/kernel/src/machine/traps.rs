@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 
 use crate::console::power_off;
 use crate::descriptors::{BREAKPOINT_STACK, CODE, FAULT_STACK, TableRegister};
-use crate::paging::Range;
+use crate::paging::{KERNEL, Range};
 use crate::println;
 
 global_asm!(include_str!("traps.s"));
@@ -60,6 +60,14 @@ impl Interrupted {
         let slot = core::ptr::with_exposed_provenance_mut::<u64>(self.rsp as usize);
         // SAFETY: the kernel has no red zone, so the word below its stack pointer is free.
         unsafe { slot.write(word) };
+    }
+
+    /// The word at the stack pointer; `None` where no stack of the kernel's can be.
+    pub fn pushed(&self) -> Option<u64> {
+        let stack = core::ptr::with_exposed_provenance::<u64>(self.rsp as usize);
+        let is_stack = self.rsp >= KERNEL && stack.is_aligned();
+        // SAFETY: what runs in the kernel has its stack pointer in a stack, which is mapped.
+        is_stack.then(|| unsafe { stack.read_volatile() })
     }
 
     /// What is in `rdi`.
