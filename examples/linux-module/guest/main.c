@@ -222,12 +222,12 @@ static size_t position_of_gcd(const struct functions *functions)
 	return each;
 }
 
-typedef void *attach_way(const struct functions *, int, uint64_t *, uint64_t *);
+typedef void *attach_way(const struct functions *, uint64_t *, uint64_t *);
 
 static void by_bpf(attach_way *way, const struct functions *functions, struct costs *costs)
 {
 	long before = free_kb();
-	void *attachment = way(functions, 0, &costs->load_ns, &costs->attach_ns);
+	void *attachment = way(functions, &costs->load_ns, &costs->attach_ns);
 
 	costs->kb = before - free_kb();
 	costs->call_ns = call_cost();
