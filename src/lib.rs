@@ -59,7 +59,8 @@
 //! # Where to start
 //! To trace your own process, read `host` and the README, which has an example. To put the
 //! library into a kernel, a hypervisor or a runtime, implement [`attach::Embedder`]: how text
-//! is read and written, how cores are synchronised, where images and tables go.
+//! is read and written, how cores are synchronised, where images and tables go. The guide to
+//! that is [`attach::embedding`].
 //!
 //! # Features
 //! * `std` (default): the room `host`, for Linux on x86-64. Without it the crate is `no_std`,
@@ -91,7 +92,7 @@ cfg_if::cfg_if! {
 }
 
 #[cfg(loom)]
-pub use sync::fault;
+pub use sync::{fault, table::load_cookie};
 
 /// The README's example compiles.
 #[cfg(all(doctest, feature = "std"))]

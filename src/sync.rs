@@ -6,12 +6,16 @@ cfg_if::cfg_if! {
     if #[cfg(loom)] {
         pub mod fault;
         mod model;
+        pub mod table;
         pub(crate) use model::{AtomicPtr, AtomicUsize, Lent, fence};
+        pub(crate) use table::{AtomicU32, AtomicU64};
         pub(crate) use loom::hint::spin_loop;
         pub(crate) use loom::sync::atomic::Ordering;
     } else {
         pub(crate) use core::hint::spin_loop;
-        pub(crate) use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
+        pub(crate) use core::sync::atomic::{
+            AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        };
 
         /// Memory that an owner lends to readers on other cores, between two moments that
         /// atomics announce. It is nothing at all here; in a model it checks that each

@@ -49,6 +49,16 @@ fn entry_body() {
 }
 
 #[test]
+fn layout() {
+    replay("layout", checks::layout::check);
+}
+
+#[test]
+fn guarded() {
+    replay("guarded", checks::guarded::check);
+}
+
+#[test]
 fn slot() {
     replay("slot", checks::slot::check);
 }

@@ -102,7 +102,7 @@ fn source(count: usize, drivers: &[(usize, usize)], own: usize) -> String {
 ///
 /// The floor is the least that keeps a function's arguments from an entry program, its return
 /// value from an exit program, and shows both programs what it kept: arguments, index and
-/// return address, on a side stack of the one thread. It does not keep the registers that no
+/// return address, on a side stack of the one thread, and their cookie of the function. It does not keep the registers that no
 /// function here reads (`rax`, `r10`), looks for no stale frame and no end of the side stack.
 const PROGRAMS: &str = "\
 .text
@@ -120,6 +120,8 @@ mov %rdx,32(%r10)
 mov %rcx,40(%r10)
 mov %r8,48(%r10)
 mov %r9,56(%r10)
+lea cookies(%rip),%rsi
+mov (%rsi,%r11,8),%rsi
 mov %r10,%rdi
 add $64,%r10
 mov %r10,floor_top(%rip)
@@ -141,6 +143,9 @@ push (%rdi)
 push %rax
 push %rdx
 sub $8,%rsp
+mov 8(%rdi),%rcx
+lea cookies(%rip),%rsi
+mov (%rsi,%rcx,8),%rsi
 call .L\\kind\\()_exit
 add $8,%rsp
 pop %rdx
@@ -182,6 +187,8 @@ ret
 .comm entries,8,8
 .local exits
 .comm exits,8,8
+.local cookies
+.comm cookies,80000,64
 .local floor_frames
 .comm floor_frames,4096,64
 .data

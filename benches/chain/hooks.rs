@@ -5,7 +5,7 @@ use core::ptr::{self, NonNull};
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, SideStack, SideStackBodies, SideStackPlace,
+    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, Kept, SideStack, SideStackBodies, SideStackPlace,
     SwapBodies, exit_thunk,
 };
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
@@ -168,10 +168,11 @@ impl<'a> Hooks<'a> {
     ) -> Bodies {
         let (vectors, side_stack) = (Vectors::Untouched, self.side_stack);
         match self.form {
-            Form::Unhooked | Form::Called => Bodies { enter: 0, exit: 0 },
+            Form::Unhooked | Form::Called => Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack },
             Form::Floor => Bodies {
                 enter: self.copy.address(&format!("floor_enter_{kind}")),
                 exit: self.copy.address(&format!("floor_exit_{kind}")),
+                kept: Kept::OnSideStack,
             },
             Form::SideStack => {
                 let column = self.functions.as_ptr() as u64;

@@ -1,7 +1,6 @@
 //! The engine: what is registered, what is attached, and the four operations on it.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::function::FunctionInfo;
 use super::set::{Programs, Set, SetEntry};
@@ -13,6 +12,7 @@ use crate::addr::Entry;
 use crate::layout::EntryLayout;
 use crate::metadata::{Column, LANES, Record, Table};
 use crate::patch::{Poke, Protocol, TrapResolver};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The most functions an engine can know. Their tables are reserved as address space, 96 MiB
 /// of it, and use memory only as functions are registered and attached to.
@@ -24,11 +24,12 @@ const MAX_SETS: u32 = 1 << 18;
 /// The most combinations of a layout and a region.
 const MAX_CLASSES: usize = 256;
 
-/// Functions that can share images: same layout, same region.
+/// Functions that can share images: same layout, same region, same stack arguments.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Class {
     pub layout: EntryLayout,
     pub region: Region,
+    pub stack_arguments: Option<u8>,
     /// The set of those of its functions that have no program.
     pub empty: u32,
     /// Thunks that are allocated and not yet used.
@@ -145,7 +146,7 @@ impl<E: Embedder> Engine<E> {
     /// # Errors
     /// [`AttachError::Table`], [`AttachError::TooManyClasses`].
     pub fn register(&mut self, spec: &FunctionSpec) -> Outcome<FunctionId, E> {
-        let class = self.class(&spec.layout, spec.region)?;
+        let class = self.class(&spec.layout, spec.region, spec.stack_arguments)?;
         let memory = &mut self.parts.tables;
         let index = self.records.allocate(memory).map_err(AttachError::table)?;
         let known = self.functions.ready(memory, self.records.bound());
@@ -160,15 +161,25 @@ impl<E: Embedder> Engine<E> {
     }
 
     /// The class of these functions, made if it is new.
-    fn class(&mut self, layout: &EntryLayout, region: Region) -> Outcome<u16, E> {
-        let is_it = |class: &Class| class.layout == *layout && class.region == region;
+    pub(super) fn class(
+        &mut self,
+        layout: &EntryLayout,
+        region: Region,
+        stack_arguments: Option<u8>,
+    ) -> Outcome<u16, E> {
+        let is_it = |class: &Class| {
+            class.layout == *layout
+                && class.region == region
+                && class.stack_arguments == stack_arguments
+        };
         for (number, class) in (0_u16..).zip(&self.classes) {
             match class {
                 Some(class) if is_it(class) => return Ok(number),
                 Some(_) => {}
                 None => {
                     let empty = self.add_set(number, &Programs::EMPTY)?;
-                    let class = Class { layout: *layout, region, empty, thunks: None };
+                    let layout = *layout;
+                    let class = Class { layout, region, stack_arguments, empty, thunks: None };
                     if let Some(place) = self.classes.get_mut(usize::from(number)) {
                         *place = Some(class);
                     }

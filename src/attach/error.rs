@@ -44,6 +44,11 @@ pub enum AttachError<E> {
         /// The function.
         entry: Entry,
     },
+    /// The function has programs, and they would have to be gone.
+    Attached {
+        /// The function.
+        entry: Entry,
+    },
     /// The programs need a side stack, and the embedder has told of none.
     NoSideStack,
     /// All lanes of one of the functions are in use or may still be read.
@@ -110,6 +115,11 @@ impl<E: Display> Display for AttachError<E> {
             Self::Replaced { entry } => write!(
                 f,
                 "the function at {entry} is replaced already; detach what replaces it first"
+            ),
+            Self::Attached { entry } => write!(
+                f,
+                "the function at {entry} has programs; detach them before saying how many \
+                 arguments it has on the stack"
             ),
             Self::NoSideStack => f.write_str(
                 "programs at the exit of functions need a side stack for each thread, and \

@@ -9,9 +9,9 @@
 
 use super::engine::{MAX_FUNCTIONS, Outcome};
 use super::set::Form;
-use super::{AttachError, Embedder, Engine, FunctionId, ImageMemory};
+use super::{AttachError, Embedder, Emitted, Engine, FunctionId, ImageMemory};
 use crate::addr::Origin;
-use crate::emit::x86_64::{Bodies, EXIT_THUNK_SIZE, exit_thunk};
+use crate::emit::x86_64::{EXIT_THUNK_SIZE, exit_thunk};
 use crate::encode::CodeBuffer;
 use crate::metadata::{Column, Zeroed};
 
@@ -72,13 +72,14 @@ impl<E: Embedder> Engine<E> {
         }
         let thunk = found.address.wrapping_add(offset);
         let replaced = set.programs.as_slice().iter().find(|entry| entry.replaces());
-        let bodies = Bodies { enter: set.enter, exit: set.exit };
+        let bodies = set.bodies;
         let mut bytes = [0; EXIT_THUNK_SIZE];
         let mut code = CodeBuffer::new(&mut bytes, thunk);
         exit_thunk(&mut code, id.0, bodies, replaced.map_or(origin, |_| Origin::new(set.image)))?;
         // SAFETY: from `allocate`; nothing leads to this thunk, which was not there.
         unsafe { images.write(thunk, &bytes) }
             .map_err(|cause| AttachError::no_image(region, cause))?;
+        images.emitted(thunk, &bytes, Emitted::ExitThunk { index: id.0, kept: bodies.kept });
         found.emitted |= bit;
         Ok(thunk)
     }

@@ -85,6 +85,9 @@ pub struct FunctionSpec {
     pub nop: SiteNop,
     /// Which image memory it reaches.
     pub region: Region,
+    /// How many arguments it has on the stack, in words of 8 bytes, if that is known. Programs
+    /// at its exit then need no side stack: [`FrameBodies`](crate::emit::x86_64::FrameBodies).
+    pub stack_arguments: Option<u8>,
 }
 
 /// What the engine keeps of a function: 16 bytes.

@@ -1,17 +1,22 @@
 //! Sets and their images: found if there is one, made if there is none.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::{Class, Outcome};
 use super::set::{Form, Programs, Role, SetEntry};
-use super::{AttachError, Embedder, Engine, ImageMemory, MAX_PROGRAMS};
-use crate::emit::x86_64::{Bodies, EntryBody, REPLACEMENT_SIZE, SideStackBodies, replacement};
+use super::{AttachError, Embedder, Emitted, Engine, ImageMemory, MAX_PROGRAMS};
+use crate::emit::x86_64::{
+    Bodies, EntryBody, FrameBodies, Kept, Marks, REPLACEMENT_SIZE, SideStackBodies, replacement,
+};
 use crate::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::CodeBuffer;
+use crate::sync::Ordering;
 
 /// Bytes of the largest image.
-const MAX_IMAGE: usize = REPLACEMENT_SIZE + SideStackBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS);
+const MAX_IMAGE: usize =
+    REPLACEMENT_SIZE + FrameBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS, u8::MAX);
 static_assertions::const_assert!(MAX_IMAGE >= EntryBody::max_size(MAX_PROGRAMS));
+static_assertions::const_assert!(
+    MAX_IMAGE >= REPLACEMENT_SIZE + SideStackBodies::max_size(MAX_PROGRAMS, MAX_PROGRAMS)
+);
 
 /// An image, emitted.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +29,12 @@ pub(super) struct Image {
 }
 
 impl Image {
-    const NOTHING: Self =
-        Self { form: Form::Nothing, address: 0, size: 0, bodies: Bodies { enter: 0, exit: 0 } };
+    const NOTHING: Self = Self {
+        form: Form::Nothing,
+        address: 0,
+        size: 0,
+        bodies: Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack },
+    };
 }
 
 /// The programs of a set that are enabled, by when they run.
@@ -107,12 +116,19 @@ impl Calls {
         }
     }
 
-    fn max_size(&self) -> usize {
+    fn max_size(&self, stack_arguments: Option<u8>) -> usize {
         let [entries, modify, exits] = [&self.entries, &self.modify, &self.exits].map(|c| c.len);
         match self.form() {
             Form::Nothing => 0,
             Form::Entry => EntryBody::max_size(entries),
-            Form::Exit => REPLACEMENT_SIZE + SideStackBodies::max_size(entries + modify, exits),
+            Form::Exit => {
+                let entries = entries + modify;
+                let bodies = match stack_arguments {
+                    Some(words) => FrameBodies::max_size(entries, exits, words),
+                    None => SideStackBodies::max_size(entries, exits),
+                };
+                REPLACEMENT_SIZE + bodies
+            }
             Form::Replace => REPLACEMENT_SIZE,
         }
     }
@@ -160,8 +176,7 @@ impl<E: Embedder> Engine<E> {
             set.programs = *programs;
             set.image = image.address;
             set.image_size = image.size;
-            set.enter = image.bodies.enter;
-            set.exit = image.bodies.exit;
+            set.bodies = image.bodies;
             set.form = image.form;
             set.class = class;
             set.users = 0;
@@ -183,7 +198,7 @@ impl<E: Embedder> Engine<E> {
             return Ok(Image::NOTHING);
         };
         let region = class.region;
-        let size = calls.max_size();
+        let size = calls.max_size(class.stack_arguments);
         let address = self.parts.images.allocate(region, size);
         let address = address.map_err(|cause| AttachError::no_image(region, cause))?;
         let mut bytes = [0; MAX_IMAGE];
@@ -195,7 +210,15 @@ impl<E: Embedder> Engine<E> {
             Ok(bodies)
         });
         match written {
-            Ok(bodies) => Ok(Image { form: calls.form(), address, size: size as u32, bodies }),
+            Ok((bodies, marks)) => {
+                let what = Emitted::Image {
+                    entries: [calls.entries.as_slice(), calls.modify.as_slice()],
+                    exits: calls.exits.as_slice(),
+                    bodies: marks,
+                };
+                self.parts.images.emitted(address, code.written(), what);
+                Ok(Image { form: calls.form(), address, size: size as u32, bodies })
+            }
             Err(error) => {
                 // SAFETY: as above.
                 unsafe { self.parts.images.free(address, size) };
@@ -209,7 +232,7 @@ impl<E: Embedder> Engine<E> {
         class: &Class,
         calls: &Calls,
         code: &mut CodeBuffer<'_>,
-    ) -> Outcome<Bodies, E> {
+    ) -> Outcome<(Bodies, Option<Marks>), E> {
         let start = code.here();
         if let Some(target) = calls.replacement {
             replacement(code, target)?;
@@ -226,18 +249,22 @@ impl<E: Embedder> Engine<E> {
                 EntryBody { index, return_to_entry, vectors, calls: entries }.emit(code)?;
             }
             Form::Exit => {
-                let bodies = SideStackBodies {
-                    functions: self.entries_place(),
-                    side_stack: self.parts.side_stack.ok_or(AttachError::NoSideStack)?,
-                    vectors,
-                    entries,
-                    modify: calls.modify.as_slice(),
-                    exits: calls.exits.as_slice(),
-                };
-                return Ok(bodies.emit(code)?);
+                let (modify, exits) = (calls.modify.as_slice(), calls.exits.as_slice());
+                let functions = self.entries_place();
+                if let Some(stack_arguments) = class.stack_arguments {
+                    let bodies =
+                        FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
+                    let marks = bodies.emit_marked(code)?;
+                    return Ok((marks.bodies(), Some(marks)));
+                }
+                let side_stack = self.parts.side_stack.ok_or(AttachError::NoSideStack)?;
+                let bodies =
+                    SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
+                let marks = bodies.emit_marked(code)?;
+                return Ok((marks.bodies(), Some(marks)));
             }
         }
-        Ok(Bodies { enter: start, exit: 0 })
+        Ok((Bodies { enter: start, exit: 0, kept: Kept::OnSideStack }, None))
     }
 
     /// Where emitted code finds the cookies of `lane`.

@@ -1,10 +1,9 @@
 //! From an edit to text: planned, checked, landed, and then either true or taken back.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::Outcome;
 use super::{AttachError, Edit, Embedder, Engine, FunctionId, Parts};
 use crate::patch::{Batch, CheckedBatch, PatchError, Poke, Protocol};
+use crate::sync::Ordering;
 
 impl<E: Embedder> Engine<E> {
     /// Applies one edit to every function's list of programs, in one batch.

@@ -19,15 +19,19 @@
 //!   function's list, which gives each function another set, and one batch of patches.
 //!
 //! The [`Engine`] allocates nothing and knows no operating system: an [`Embedder`] gives it
-//! text, cores, and memory. It keeps no list of what is attached where, because it would have
-//! to be as long as the embedder's own; [`Lanes`] and the functions are what detaching needs.
+//! text, cores, and memory; [`embedding`] says how one is written. It keeps no list of what is
+//! attached where, because it would have to be as long as the embedder's own; [`Lanes`] and the
+//! functions are what detaching needs.
 //!
 //! **Retiring.** Detaching changes patch sites, and no new call runs the programs once it has
 //! returned. Threads may still be inside the image or a program, so images, programs' data and
 //! lanes stay as they are until the embedder says, with [`Engine::quiesced`], that every
 //! thread has been seen outside.
 
+mod describe;
 mod edit;
+#[doc = include_str!("embedder.md")]
+pub mod embedding {}
 mod engine;
 mod error;
 mod exit_thunks;
@@ -52,7 +56,8 @@ pub(crate) use edit::Edit;
 
 use core::fmt::{Debug, Display};
 
-use crate::emit::x86_64::SideStackPlace;
+use crate::emit::ProgramCall;
+use crate::emit::x86_64::{Kept, Marks, SideStackPlace};
 use crate::metadata::TableMemory;
 use crate::patch::{Cores, Text};
 
@@ -87,6 +92,36 @@ pub struct Parts<E: Embedder> {
     pub side_stack: Option<SideStackPlace>,
 }
 
+/// What was emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Emitted<'a> {
+    /// An image.
+    Image {
+        /// The programs that run at the entry, in their order, and then those that may modify
+        /// the return.
+        entries: [&'a [ProgramCall]; 2],
+        /// The programs that run at the exit, in the order of their attachment.
+        exits: &'a [ProgramCall],
+        /// Where its bodies for entry and exit are, if it has any. If not, it has an
+        /// [`EntryBody`](crate::emit::x86_64::EntryBody), or without programs the jump to a
+        /// replacement.
+        bodies: Option<Marks>,
+    },
+    /// The thunk of a function without a slot.
+    EntryThunk {
+        /// The index of its function.
+        index: u32,
+    },
+    /// The thunk of a function with programs at its exit.
+    ExitThunk {
+        /// The index of its function.
+        index: u32,
+        /// Where the caller's return address is while the function runs.
+        kept: Kept,
+    },
+}
+
 /// Memory for emitted code.
 ///
 /// # Safety
@@ -114,6 +149,13 @@ pub unsafe trait ImageMemory {
     /// # Errors
     /// The embedder's; then nothing was written.
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Self::Error>;
+
+    /// Is told what [`write`](Self::write) has written, before anything leads there: for
+    /// embedders that name emitted code or have unwinders to tell of it. Does nothing unless
+    /// implemented.
+    fn emitted(&mut self, address: u64, code: &[u8], what: Emitted<'_>) {
+        let _ = (address, code, what);
+    }
 
     /// Takes memory back.
     ///

@@ -1,7 +1,5 @@
 //! From an edit to a batch: which set each function gets, and which bytes that takes.
 
-use core::sync::atomic::Ordering;
-
 use super::edit::EditError;
 use super::engine::Outcome;
 use super::function::FunctionInfo;
@@ -12,6 +10,7 @@ use crate::emit::EmitError;
 use crate::layout::EntryLayout;
 use crate::metadata::SlotState;
 use crate::patch::{Poke, Text};
+use crate::sync::Ordering;
 
 /// What [`Engine::plan`] found.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +104,8 @@ impl<E: Embedder> Engine<E> {
         let of_class = of_class.ok_or_else(unknown)?;
         let (layout, from) = (of_class.layout, if had == 0 { of_class.empty } else { had });
         let old = self.sets.get(from).ok_or_else(unknown)?;
-        let leads = |number, set: &Set| Leads { set: number, form: set.form, image: set.enter };
+        let leads =
+            |number, set: &Set| Leads { set: number, form: set.form, image: set.bodies.enter };
         let old_leads = leads(from, old);
         let next = if old.stamp == self.edits {
             old.next

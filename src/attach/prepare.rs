@@ -1,12 +1,11 @@
 //! What is done to a function's text once, before anything is attached to it.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::Outcome;
 use super::land::check;
 use super::{AttachError, Embedder, Engine, FunctionId, Parts, SiteNop};
 use crate::metadata::SlotState;
 use crate::patch::{CheckedBatch, Cores, PatchError, Poke, Protocol, SITE_LEN, Text};
+use crate::sync::Ordering;
 
 impl<E: Embedder> Engine<E> {
     /// Makes the patch sites of `functions` one instruction each, where a compiler left five

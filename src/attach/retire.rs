@@ -1,12 +1,11 @@
 //! Retiring: when what was detached may go.
 
-use core::sync::atomic::Ordering;
-
 use core::ops::Range;
 
 use super::set::Set;
 use super::{Embedder, Engine, FunctionId, ImageMemory, Region};
 use crate::emit::x86_64::EXIT_THUNK_SIZE;
+use crate::sync::Ordering;
 
 impl<E: Embedder> Engine<E> {
     /// Forgets functions, whose indexes may then be given to others.

@@ -1,11 +1,11 @@
 //! Program sets.
 
-use core::sync::atomic::AtomicU32;
-
 use super::exit_thunks::ThunkBlock;
 use super::{Attachment, ProgramKind};
 use crate::emit::Vectors;
+use crate::emit::x86_64::Bodies;
 use crate::metadata::{Column, Element, Zeroed};
+use crate::sync::AtomicU32;
 
 /// How many programs one function can have.
 pub const MAX_PROGRAMS: usize = 16;
@@ -168,10 +168,8 @@ pub(crate) struct Set {
     pub programs: Programs,
     /// Where its image is; 0 if no program is enabled.
     pub image: u64,
-    /// Where in the image is what runs at the entry.
-    pub enter: u64,
-    /// Where in the image is what runs at the exit.
-    pub exit: u64,
+    /// Where in the image is what runs at the entry, and at the exit.
+    pub bodies: Bodies,
     pub image_size: u32,
     pub form: Form,
     /// The class of its functions.

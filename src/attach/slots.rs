@@ -1,12 +1,11 @@
 //! Writing slots: a function's index on its first attachment, and its nops back at the end.
 
-use core::sync::atomic::Ordering;
-
 use super::engine::Outcome;
 use super::{AttachError, Embedder, Engine, FunctionId};
 use crate::encode::x86_64::NOP1X5;
 use crate::metadata::SlotState;
 use crate::patch::{PatchError, Poke, Text};
+use crate::sync::Ordering;
 
 /// Which slots are written, and what with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

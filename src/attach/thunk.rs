@@ -1,7 +1,7 @@
 //! Thunks: memory for them, and which function has which.
 
 use super::engine::{Outcome, ThunkChunk};
-use super::{AttachError, Embedder, Engine, FunctionId, ImageMemory};
+use super::{AttachError, Embedder, Emitted, Engine, FunctionId, ImageMemory};
 use crate::emit::EmitError;
 use crate::emit::x86_64::{THUNK_SIZE, entry_thunk};
 use crate::encode::{CodeBuffer, EncodeError};
@@ -32,6 +32,7 @@ impl<E: Embedder> Engine<E> {
         // SAFETY: from `allocate`, and no function has this thunk yet.
         unsafe { images.write(thunk, &bytes) }
             .map_err(|cause| AttachError::no_image(region, cause))?;
+        images.emitted(thunk, &bytes, Emitted::EntryThunk { index: id.0 });
         if !info.set_thunk(thunk) {
             let out_of_range = EncodeError::OutOfRange { from: info.entry, to: thunk };
             return Err(EmitError::Encode(out_of_range).into());

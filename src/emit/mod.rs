@@ -6,13 +6,22 @@
 //!
 //! What an image hands to a program is a [`Context`] at a function's entry, and an
 //! [`ExitContext`] at its return.
+//!
+//! Emitted code can meet the hardening rules of the program that it runs in: what entries that
+//! indirect calls may reach begin with ([`x86_64::Preamble`], [`aarch64::Preamble`]), and what is
+//! done to branches ([`Mitigations`], applied by [`x86_64::Hardening`] and
+//! [`aarch64::Hardening`]).
 
+pub mod aarch64;
 mod context;
 mod exit_context;
+pub mod kcfi;
+mod mitigation;
 pub mod x86_64;
 
 pub use context::Context;
 pub use exit_context::ExitContext;
+pub use mitigation::{HardeningError, Mitigations};
 
 use core::fmt;
 
@@ -93,6 +102,13 @@ pub const SESSIONS: u8 = 8;
 pub enum EmitError {
     /// An instruction could not be encoded.
     Encode(EncodeError),
+    /// The indexes of what is searched do not rise from one to the next.
+    Order {
+        /// The place of the first one that is not above the one before it.
+        position: usize,
+        /// The index there.
+        index: u32,
+    },
 }
 
 impl From<EncodeError> for EmitError {
@@ -105,6 +121,11 @@ impl fmt::Display for EmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Encode(error) => write!(f, "the image cannot be emitted: {error}"),
+            Self::Order { position, index } => write!(
+                f,
+                "index {index} at position {position} is not above the one before it; sort the \
+                 list by index, with each index once"
+            ),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! take absolute targets, and an image can be emitted anywhere before it is copied to its
 //! place. An architecture is a module that compiles on every host.
 
+pub mod aarch64;
 pub mod x86_64;
 
 use core::fmt;
@@ -38,6 +39,34 @@ pub enum EncodeError {
     },
     /// A memory operand has `rsp` as its index, which no encoding can express.
     IndexIsRsp {
+        /// Address at which the instruction was to stand.
+        at: u64,
+    },
+    /// An arm64 instruction does not reach the target.
+    OutOfReach {
+        /// Address of the instruction, or of its page where it deals in pages: what the
+        /// distance is counted from.
+        from: u64,
+        /// Address of the target.
+        to: u64,
+        /// Bytes that it reaches back, and one step less forward.
+        reach: u64,
+        /// Bytes that the distance is a multiple of.
+        step: u64,
+    },
+    /// An arm64 instruction cannot hold the number.
+    Immediate {
+        /// The number.
+        value: i64,
+        /// The least that it can hold.
+        min: i64,
+        /// The most that it can hold.
+        max: i64,
+        /// What the number is a multiple of.
+        step: i64,
+    },
+    /// An arm64 load or store uses one register twice in a way that has no defined outcome.
+    Unpredictable {
         /// Address at which the instruction was to stand.
         at: u64,
     },
@@ -77,6 +106,22 @@ impl fmt::Display for EncodeError {
                 f,
                 "the memory operand of the instruction at {at:#x} has rsp as its index, which \
                  cannot be encoded; make rsp the base, or index with another register"
+            ),
+            Self::OutOfReach { from, to, reach, step } => write!(
+                f,
+                "the target {to:#x} is {} bytes from {from:#x}, and the instruction reaches {reach} \
+                 in steps of {step}; emit the image nearer to {to:#x}",
+                distance(from, to)
+            ),
+            Self::Immediate { value, min, max, step } => write!(
+                f,
+                "the instruction cannot hold {value}: it can hold {min} to {max} in steps of {step}; \
+                 put the value into a register first"
+            ),
+            Self::Unpredictable { at } => write!(
+                f,
+                "the load or store at {at:#x} would load a register twice, or one that its \
+                 address changes; use another register"
             ),
             Self::NopLength { len } => write!(
                 f,

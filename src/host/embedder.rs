@@ -2,14 +2,18 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::string::{String, ToString};
 use std::vec::Vec;
 
 use super::cores::Membarrier;
 use super::error::HostError;
+use super::functions::{Catalogue, KnownModule};
 use super::memory::{Allocation, Arena, MemoryError, Reservation};
 use super::text::HostText;
-use crate::attach::{Embedder, ImageMemory, Region};
+use super::unwind::Tables;
+use super::visible::{Naming, Visible};
+use crate::attach::{Embedder, Emitted, ImageMemory, Region};
 use crate::metadata::TableMemory;
 
 /// This process, as an [`Embedder`].
@@ -34,6 +38,10 @@ pub struct HostImages {
     regions: Vec<Vec<Arena>>,
     /// What has been given out, by the address where it runs.
     allocations: BTreeMap<u64, Placed>,
+    /// What unwinders know of it.
+    unwind: Tables,
+    /// Who is shown it.
+    pub(super) visible: Visible,
 }
 
 #[derive(Debug)]
@@ -41,6 +49,8 @@ struct Placed {
     region: Region,
     arena: usize,
     allocation: Allocation,
+    /// Whether unwinders know of it.
+    told: bool,
 }
 
 impl HostImages {
@@ -61,7 +71,35 @@ impl HostImages {
     /// Takes a region's arenas away from it. Nothing in them is given out any more.
     pub(super) fn take(&mut self, region: Region) -> Vec<Arena> {
         self.allocations.retain(|_, placed| placed.region != region);
-        self.regions.get_mut(usize::from(region.0)).map(core::mem::take).unwrap_or_default()
+        let arenas = self.regions.get_mut(usize::from(region.0)).map(core::mem::take);
+        let arenas = arenas.unwrap_or_default();
+        for arena in &arenas {
+            self.unwind.remove(&arena.range());
+            self.visible.gone(&arena.range());
+        }
+        arenas
+    }
+
+    /// Shows what was emitted, under names from this catalogue.
+    pub(super) fn show(&mut self, catalogue: &Catalogue) {
+        let Self { allocations, visible, .. } = self;
+        visible.show(&HostNames { catalogue, allocations });
+    }
+
+    /// The bytes of every arena.
+    pub(super) fn copies(&self) -> Vec<Vec<u8>> {
+        self.regions.iter().flatten().map(Arena::copy).collect()
+    }
+
+    /// In a forked child: gives every arena memory of its own, with these bytes.
+    pub(super) fn adopt(&mut self, copies: &[Vec<u8>]) -> Result<(), MemoryError> {
+        for (arena, copy) in self.regions.iter_mut().flatten().zip(copies) {
+            arena.adopt(copy)?;
+        }
+        for placed in self.allocations.values_mut() {
+            placed.allocation.adopt();
+        }
+        Ok(())
     }
 
     /// The arenas that `wanted` says so of, by their region and where they are, sorted.
@@ -96,7 +134,7 @@ unsafe impl ImageMemory for HostImages {
             match arena.allocate(size, ALIGN) {
                 Ok(allocation) => {
                     let address = allocation.run();
-                    let placed = Placed { region, arena: number, allocation };
+                    let placed = Placed { region, arena: number, allocation, told: false };
                     self.allocations.insert(address, placed);
                     return Ok(address);
                 }
@@ -113,8 +151,22 @@ unsafe impl ImageMemory for HostImages {
         placed.allocation.fill((address - start) as usize, code)
     }
 
-    unsafe fn free(&mut self, address: u64, _: usize) {
-        let Some(Placed { region, arena, allocation }) = self.allocations.remove(&address) else {
+    fn emitted(&mut self, address: u64, code: &[u8], what: Emitted<'_>) {
+        if let Some((&start, placed)) = self.allocations.range_mut(..=address).next_back()
+            && !core::mem::replace(&mut placed.told, true)
+        {
+            let memory = start..start + placed.allocation.size() as u64;
+            self.unwind.add(memory, address..address + code.len() as u64, what);
+        }
+        self.visible.emitted(address, code, what);
+    }
+
+    unsafe fn free(&mut self, address: u64, size: usize) {
+        let range = address..address + size as u64;
+        self.unwind.remove(&range);
+        self.visible.gone(&range);
+        let Some(Placed { region, arena, allocation, .. }) = self.allocations.remove(&address)
+        else {
             return;
         };
         if let Some(arena) = self.arena(region, arena) {
@@ -122,6 +174,33 @@ unsafe impl ImageMemory for HostImages {
             // this fails, and the memory stays as it is.
             let _ = unsafe { arena.free(allocation) };
         }
+    }
+}
+
+/// Names from the catalogue of functions.
+struct HostNames<'a> {
+    catalogue: &'a Catalogue,
+    allocations: &'a BTreeMap<u64, Placed>,
+}
+
+impl Naming for HostNames<'_> {
+    fn functions(&self, indexes: &BTreeSet<u32>) -> BTreeMap<u32, String> {
+        let named = self.catalogue.iter().flat_map(|known| {
+            let KnownModule { module, ids, .. } = &**known;
+            let functions = ids.iter().zip(&module.functions);
+            let wanted = functions.filter(|(id, _)| indexes.contains(&id.0));
+            wanted.map(|(id, function)| (id.0, module.name_of(function).to_string()))
+        });
+        named.collect()
+    }
+
+    fn module(&self, address: u64) -> Option<&str> {
+        let (_, placed) = self.allocations.range(..=address).next_back()?;
+        let known = self.catalogue.iter().find(|known| {
+            // Modules without functions have no region.
+            !known.ids.is_empty() && known.region == placed.region
+        })?;
+        Some(&known.module.name)
     }
 }
 

@@ -7,11 +7,13 @@ use std::vec::Vec;
 
 use super::cores::CoresError;
 use super::discover::{DiscoverError, Reason};
+use super::lock::Unavailable;
 use super::memory::MemoryError;
 use super::text::TextError;
 use super::threads::ThreadsError;
+use super::traps::TrapsError;
 use crate::attach;
-use crate::patch::{Conflict, PatchError};
+use crate::patch::{Conflict, PatchError, Protocol};
 
 /// What the operating system refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,20 @@ pub enum OpenError {
     Engine(attach::AttachError<HostError>),
     /// More modules with patch sites than there are region numbers.
     TooManyModules,
+    /// The C library has no memory for what it is to call when the process forks.
+    Fork {
+        /// Its answer.
+        errno: i32,
+    },
+    /// Breakpoints cannot be used.
+    Traps(TrapsError),
+    /// The process was opened before, with another protocol.
+    OtherProtocol {
+        /// That one.
+        opened: Protocol,
+    },
+    /// Not here and now.
+    Unavailable(Unavailable),
 }
 
 impl fmt::Display for OpenError {
@@ -85,11 +101,25 @@ impl fmt::Display for OpenError {
             Self::Host(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),
             Self::TooManyModules => f.write_str("more than 65,535 modules have patch sites"),
+            Self::Fork { errno } => write!(f, "pthread_atfork(3) fails with {errno}: free memory"),
+            Self::Traps(error) => error.fmt(f),
+            Self::OtherProtocol { opened } => write!(
+                f,
+                "the process was opened with Protocol::{opened:?}, and there is one for all: ask \
+                 for that, or open it before others do"
+            ),
+            Self::Unavailable(error) => error.fmt(f),
         }
     }
 }
 
 impl core::error::Error for OpenError {}
+
+impl From<TrapsError> for OpenError {
+    fn from(error: TrapsError) -> Self {
+        Self::Traps(error)
+    }
+}
 
 impl From<DiscoverError> for OpenError {
     fn from(error: DiscoverError) -> Self {
@@ -129,6 +159,10 @@ pub enum AttachError {
         /// Its name.
         function: String,
     },
+    /// Breakpoints cannot be used now.
+    Traps(TrapsError),
+    /// Not here and now.
+    Unavailable(Unavailable),
     /// A module of the selection was unloaded.
     Unloaded {
         /// Its name.
@@ -169,6 +203,8 @@ impl fmt::Display for AttachError {
             Self::Unloaded { module } => {
                 write!(f, "{module} was unloaded since the functions were selected: select again")
             }
+            Self::Traps(error) => error.fmt(f),
+            Self::Unavailable(error) => error.fmt(f),
             Self::NotPrepared { function, cause } => write!(
                 f,
                 "`{function}` was compiled with one-byte nops, and threads run already: call \
@@ -248,8 +284,13 @@ pub enum SynchronizeError {
         /// The thread's id.
         tid: i32,
     },
+    /// Another thread was still dropping closures that had been detached, for as long as was
+    /// waited. It may be waiting for this one.
+    Dropping,
     /// Threads cannot be looked at.
     Threads(ThreadsError),
+    /// Not here and now.
+    Unavailable(Unavailable),
 }
 
 impl fmt::Display for SynchronizeError {
@@ -260,9 +301,32 @@ impl fmt::Display for SynchronizeError {
                 "thread {tid} is still in a program, or has the address of one on its stack; try \
                  again when it has returned"
             ),
+            Self::Dropping => f.write_str(
+                "another thread is still dropping closures that were detached; try again, but not \
+                 where it waits for this thread",
+            ),
             Self::Threads(cause) => cause.fmt(f),
+            Self::Unavailable(error) => error.fmt(f),
         }
     }
 }
 
 impl core::error::Error for SynchronizeError {}
+
+impl From<Unavailable> for OpenError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<Unavailable> for AttachError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<Unavailable> for SynchronizeError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}

@@ -10,7 +10,7 @@
 //! while threads run it.
 //!
 //! # `fork`
-//! That memory is shared (`MAP_SHARED`, it could not be mapped twice otherwise), and so a
+//! That memory is shared (`MAP_SHARED`: it could not be mapped twice otherwise), and so a
 //! forked child runs *the same* code bytes as its parent, not a copy:
 //! - The write mapping does not exist in the child (`MADV_DONTFORK`), so that a child cannot
 //!   alter the code its parent is running. Every method that would write answers
@@ -25,14 +25,12 @@ mod reservation;
 
 use core::ffi::c_void;
 use core::ops::Range;
-use core::ptr::{NonNull, null_mut};
+use core::ptr::NonNull;
 
 use std::vec::Vec;
 
-use rustix::fd::OwnedFd;
-use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 use super::maps::PAGE;
 use super::near;
@@ -73,39 +71,28 @@ impl Arena {
     /// Takes the gap in the address space that is nearest to the text.
     ///
     /// # Errors
-    /// [`MemoryError::NoRoom`] where no gap is large enough, [`MemoryError::Maps`],
-    /// [`MemoryError::Create`] and [`MemoryError::Map`] where the kernel refuses.
+    /// [`MemoryError::NoRoom`] where no gap is large enough, [`MemoryError::Maps`]
+    /// and [`MemoryError::Map`] where the kernel refuses.
     pub fn reserve(text: &Range<u64>, len: usize) -> Result<Self, MemoryError> {
         let no_room = MemoryError::NoRoom { near: text.start, end: text.end, len };
         let len = whole_pages(len).ok_or(no_room)?;
-        let file = executable_file(len).map_err(|errno| MemoryError::Create { errno })?;
-        // SAFETY: a new mapping of a new file, at an address of the kernel's choice.
-        let write = unsafe {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
-            rustix::mm::mmap(null_mut(), len, protection, MapFlags::SHARED, &file, 0)
-        };
-        let write = write.map_err(|errno| MemoryError::Map { errno, len })?;
-        let unmap_write = |error| {
-            // SAFETY: mapped above; nobody has been told of it.
-            let _ = unsafe { rustix::mm::munmap(write, len) };
-            error
-        };
-        // SAFETY: the mapping made above.
-        unsafe {
-            rustix::mm::madvise(write, len, Advice::LinuxDontFork)
-                .map_err(|errno| unmap_write(MemoryError::Map { errno, len }))?;
-            write.cast::<u8>().write_bytes(TRAP, len);
-        }
         let run = near::place(text, len as u64, |address| {
             map_new(address, len, |address, flags| {
                 let protection = ProtFlags::READ | ProtFlags::EXEC;
                 // SAFETY: `MAP_FIXED_NOREPLACE` never replaces a mapping.
                 unsafe {
-                    rustix::mm::mmap(address, len, protection, flags | MapFlags::SHARED, &file, 0)
+                    rustix::mm::mmap_anonymous(address, len, protection, flags | MapFlags::SHARED)
                 }
             })
         });
-        let run = run.map_err(|refusal| unmap_write(MemoryError::refused(refusal, text, len)))?;
+        let run = run.map_err(|refusal| MemoryError::refused(refusal, text, len))?;
+        let write = map_again(run, len).map_err(|errno| {
+            // SAFETY: mapped above; nobody has been told of it.
+            let _ = unsafe { rustix::mm::munmap(run, len) };
+            MemoryError::Map { errno, len }
+        })?;
+        // SAFETY: the mapping made above, which nobody else knows.
+        unsafe { write.cast::<u8>().write_bytes(TRAP, len) };
         let (Some(run), Some(write)) = (NonNull::new(run.cast()), NonNull::new(write.cast()))
         else {
             return Err(MemoryError::Map { errno: Errno::FAULT, len });
@@ -211,6 +198,46 @@ impl Arena {
         Ok(())
     }
 
+    /// What is in it.
+    pub(super) fn copy(&self) -> Vec<u8> {
+        let mut copy = std::vec![0; self.len];
+        // SAFETY: the mapping is readable, as long, and code is no value of Rust's.
+        unsafe { copy.as_mut_ptr().copy_from_nonoverlapping(self.run.as_ptr(), self.len) };
+        copy
+    }
+
+    /// In a forked child: replaces the memory, which is the parent's, by memory of this process
+    /// that holds the same bytes, at the same addresses. Its thread may be running it.
+    pub(super) fn adopt(&mut self, bytes: &[u8]) -> Result<(), MemoryError> {
+        let len = self.len;
+        let refused = |errno| MemoryError::Map { errno, len };
+        // The mapping that is written was not inherited (`MADV_DONTFORK`).
+        let write = map_new(self.write.as_ptr().cast(), len, |address, flags| {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: `MAP_FIXED_NOREPLACE` never replaces a mapping.
+            unsafe {
+                rustix::mm::mmap_anonymous(address, len, protection, flags | MapFlags::SHARED)
+            }
+        })
+        .map_err(refused)?;
+        // SAFETY: mapped a moment ago, writable, `len` bytes long.
+        unsafe {
+            write.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(len));
+        }
+        let run = self.run.as_ptr().cast();
+        // SAFETY: replaces the mapping by one of the same bytes, in the only thread, which is
+        // here and runs none of them before it may.
+        unsafe {
+            rustix::mm::mremap_fixed(write, 0, len, MremapFlags::MAYMOVE, run).map_err(refused)?;
+            rustix::mm::mprotect(run, len, MprotectFlags::READ | MprotectFlags::EXEC)
+                .map_err(refused)?;
+            // After the copy was made, which a child of this process has to inherit.
+            rustix::mm::madvise(write, len, Advice::LinuxDontFork).map_err(refused)?;
+        }
+        self.owner = std::process::id();
+        Ok(())
+    }
+
     /// Takes the memory away.
     ///
     /// # Safety
@@ -262,6 +289,11 @@ impl Allocation {
         self.len
     }
 
+    /// In a forked child: its arena was [adopted](Arena::adopt).
+    pub(super) fn adopt(&mut self) {
+        self.owner = std::process::id();
+    }
+
     /// Where it is written: the other mapping of the same bytes. Not mapped in a forked
     /// child, and not after [`Arena::unmap`].
     #[must_use]
@@ -306,15 +338,22 @@ fn map_new(
     Err(Errno::EXIST)
 }
 
-/// A file in memory that can be mapped executable and, on kernels from 6.3, not executed as
-/// a program: `MFD_NOEXEC_SEAL` clears the mode bit `execve` looks at, which `mmap` does not,
-/// and is right for every value of `vm.memfd_noexec`. Older kernels know no such flag.
-fn executable_file(len: usize) -> Result<OwnedFd, Errno> {
-    let create = |flags| rustix::fs::memfd_create(c"fentry", flags | MemfdFlags::CLOEXEC);
-    let file = match create(MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => create(MemfdFlags::empty())?,
-        other => other?,
+/// Maps the same memory again, elsewhere and to be written; not in forked children.
+///
+/// `mremap(2)` with an old size of zero makes a second mapping of shared memory. There is no
+/// file with a name of its own, as `memfd_create(2)` would make: `perf` looks names up in the
+/// [perf map](super::Visibility::perf_map) for memory that is no file's only, and takes this
+/// (`/dev/zero` in the list of mappings) for such.
+fn map_again(mapped: *mut c_void, len: usize) -> Result<*mut c_void, Errno> {
+    // SAFETY: the kernel finds the place, and what is mapped there already stays.
+    let again = unsafe { rustix::mm::mremap(mapped, 0, len, MremapFlags::MAYMOVE) }?;
+    // SAFETY: the mapping made above, which nobody knows of yet.
+    let changed = unsafe {
+        rustix::mm::mprotect(again, len, MprotectFlags::READ | MprotectFlags::WRITE)
+            .and_then(|()| rustix::mm::madvise(again, len, Advice::LinuxDontFork))
     };
-    rustix::fs::ftruncate(&file, len as u64)?;
-    Ok(file)
+    changed.map(|()| again).inspect_err(|_| {
+        // SAFETY: as above.
+        let _ = unsafe { rustix::mm::munmap(again, len) };
+    })
 }

@@ -2,22 +2,27 @@
 
 use core::{fmt, mem};
 use std::string::ToString;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::vec::Vec;
 
 use super::discover::{self, Module};
 use super::error::{AttachError, FindError, OpenError, SynchronizeError};
+use super::fork;
 use super::functions::Functions;
 use super::link::Link;
 use super::program::{Program, Programs};
+use super::quiescence::Quiescence;
 use super::shared::Shared;
 use super::side_stacks::{self, Missed};
 use super::state::State;
 use super::threads;
+use super::visible::{Visibility, VisibilityError};
+use crate::patch::Protocol;
 
 /// This process. There is one, because there is one text.
 pub struct Process {
     shared: Shared,
+    protocol: Protocol,
 }
 
 impl fmt::Debug for Process {
@@ -35,18 +40,45 @@ impl Process {
     /// the nops. Where that is impossible, the functions concerned stay as they are, and
     /// attaching to them tries again and says why it cannot.
     ///
+    /// Patch sites are written by [`Protocol::ShortJump`], unless the process was opened
+    /// otherwise before.
+    ///
     /// # Errors
     /// [`OpenError`].
     pub fn open() -> Result<&'static Self, OpenError> {
+        Self::open_or_get(Protocol::ShortJump)
+    }
+
+    /// As [`open`](Self::open), with a choice of how patch sites are written.
+    ///
+    /// [`Protocol::Breakpoint`] can write a site at any address, also where it begins at the last
+    /// byte of an aligned 16, and calls do not pass it unhooked while it changes. It needs
+    /// `SIGTRAP`: a handler that was there before is called for every trap that is not this
+    /// library's. The process is killed if a thread meets a site that is just being written
+    /// while it blocks the signal, be it in the handler of another signal, which has it in its
+    /// mask. So operations refuse to start where a thread blocks it, or where the handler has been
+    /// replaced; no thread may begin to while one is in progress.
+    ///
+    /// # Errors
+    /// [`OpenError`]; [`OpenError::OtherProtocol`] if it was opened otherwise before.
+    pub fn open_with(protocol: Protocol) -> Result<&'static Self, OpenError> {
+        let process = Self::open_or_get(protocol)?;
+        let opened = process.protocol;
+        if opened == protocol { Ok(process) } else { Err(OpenError::OtherProtocol { opened }) }
+    }
+
+    fn open_or_get(protocol: Protocol) -> Result<&'static Self, OpenError> {
         static PROCESS: OnceLock<Process> = OnceLock::new();
         static OPENING: Mutex<()> = Mutex::new(());
         let _turn = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(process) = PROCESS.get() {
             return Ok(process);
         }
-        let mut state = State::new()?;
+        let mut state = State::new(protocol)?;
         state.refresh()?;
-        Ok(PROCESS.get_or_init(|| Self { shared: Shared::new(state) }))
+        let process = PROCESS.get_or_init(|| Self { shared: Shared::new(state), protocol });
+        fork::watch(&process.shared)?;
+        Ok(process)
     }
 
     /// Finds the functions of modules that were loaded since, and prepares their patch sites.
@@ -54,13 +86,13 @@ impl Process {
     /// # Errors
     /// [`OpenError`]; modules that were found before it stay known.
     pub fn refresh(&self) -> Result<(), OpenError> {
-        self.shared.lock().refresh()
+        self.shared.locked(State::refresh)?
     }
 
     /// Every function that has a patch site.
     #[must_use]
     pub fn functions(&self) -> Functions {
-        Functions::all(Arc::clone(&self.shared.lock().catalogue))
+        Functions::all(self.shared.catalogue())
     }
 
     /// The functions of that name, with an error that says why there is none. Names are those
@@ -75,7 +107,7 @@ impl Process {
 
     /// Why there is no function of that name to attach to.
     fn why_not(&self, name: &str) -> FindError {
-        let catalogue = Arc::clone(&self.shared.lock().catalogue);
+        let catalogue = self.shared.catalogue();
         for known in catalogue.iter() {
             let Module { rejected, name: module, .. } = &known.module;
             for rejected in rejected {
@@ -138,6 +170,7 @@ impl Process {
                 if let Some(gone) = functions.modules().find(|known| !state.knows(known)) {
                     return Err(AttachError::Unloaded { module: gone.module.name.clone() });
                 }
+                state.name(&programs);
                 state.operate(&ids, |engine, pokes| {
                     // SAFETY: programs have the right signature (`Program` makes no others) and
                     // say truly what they do to vectors; the engine knows the functions as they
@@ -145,7 +178,7 @@ impl Process {
                     // it does below if this fails. The rest is the caller's contract.
                     unsafe { engine.attach(&ids, &attachments, pokes) }
                 })
-            })
+            })?
         };
         let mut attached = attempt();
         if attached.as_ref().is_err_and(AttachError::is_no_lane)
@@ -161,11 +194,41 @@ impl Process {
                 if error.is_stuck() {
                     mem::forget(keep);
                 } else {
-                    self.shared.locked(|state| state.retire(&ids, keep));
+                    // Where the lock is not to be had, nothing was attached, and `keep` goes.
+                    let _ = self.shared.locked(|state| state.retire(&ids, keep));
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Says how many arguments these functions have on the stack, in words of 8 bytes, or that
+    /// it is not known, which is so at first. Programs at the exit of functions of which it is
+    /// known keep all they need on the ordinary stack: threads may switch stacks inside of
+    /// them, and no call is too deep.
+    ///
+    /// The psABI (3.2.3) puts on the stack what does not fit into six integer and eight vector
+    /// registers, structures of more than 16 bytes, and `long double`. Of functions with a
+    /// variable number of arguments it is not known.
+    ///
+    /// # Safety
+    /// No function of the selection has more words of arguments on the stack than that, and its
+    /// callers have as many there: a number that is too large reads and copies what is above.
+    ///
+    /// # Errors
+    /// [`AttachError`], if one of the functions has programs.
+    pub unsafe fn set_stack_arguments(
+        &self,
+        functions: &Functions,
+        words: Option<u8>,
+    ) -> Result<(), AttachError> {
+        let ids = functions.ids();
+        self.shared.locked(|state| {
+            state.operate(&ids, |engine, _| {
+                // SAFETY: the caller's contract is the same.
+                unsafe { engine.set_stack_arguments(&ids, words) }
+            })
+        })?
     }
 
     /// What programs at the exit of functions did not see.
@@ -174,16 +237,31 @@ impl Process {
         side_stacks::missed()
     }
 
+    /// Shows code that is emitted from now on to tools that look at this process: call it
+    /// before attaching. Named are images after their module and their programs, and thunks
+    /// after their functions.
+    ///
+    /// # Errors
+    /// [`VisibilityError`]; the tools before the one it is about are shown code. Later, one
+    /// whose file cannot be written to is shown no more, and attaching goes on.
+    pub fn show(&self, to: &Visibility) -> Result<(), VisibilityError> {
+        self.shared.locked(|state| state.show_to(to))?
+    }
+
     /// Waits until no thread is inside a program that was detached, or in emitted code, and
     /// then drops the closures and frees the code that nothing leads to any more.
     ///
-    /// Every other thread is stopped for a moment and looked at, with a signal that nothing
-    /// else uses; [`threads`](super::threads) says what that means for them. Call it when
-    /// detached closures hold on to something, or before unloading a library that programs are
+    /// Every thread is looked at, one by one, until each has been seen outside once. One that
+    /// sleeps does not notice, not even where it sleeps for hours. One that runs gets a real-time
+    /// signal that nothing else uses, answers in its handler and goes on. One that runs and blocks
+    /// all such signals is stopped with `ptrace(2)` for some microseconds, by a short-lived helper
+    /// process. No thread has to come by anywhere.
+    ///
+    /// [`quiescence`](Self::quiescence) does the same without waiting. Call it when detached closures hold on to something, or before unloading a library that programs are
     /// in. It also runs by itself when an attachment needs room that only retiring can give.
     ///
-    /// It waits for other threads that are dropping such closures. So a closure whose `drop`
-    /// waits for a thread that synchronizes waits for ever.
+    /// It waits for other threads that are dropping such closures, but not for ever: the `drop`
+    /// of a closure may wait for a thread that synchronizes.
     ///
     /// # Errors
     /// [`SynchronizeError`]; then everything that was detached is kept, to be tried again.
@@ -191,5 +269,11 @@ impl Process {
     #[inline(never)]
     pub fn synchronize(&self) -> Result<(), SynchronizeError> {
         self.shared.synchronize(threads::stack_pointer())
+    }
+
+    /// Everything that has been detached until now, to be [asked](Quiescence::poll) now and then
+    /// whether it is gone.
+    pub fn quiescence(&'static self) -> Quiescence {
+        Quiescence::new(&self.shared)
     }
 }

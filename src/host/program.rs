@@ -71,13 +71,15 @@ pub enum Recursion {
 #[derive(Clone)]
 #[must_use = "a program runs when it is attached"]
 pub struct Program {
-    target: u64,
+    pub(super) target: u64,
     kind: ProgramKind,
     vectors: Option<Vectors>,
     cookies: Cookies,
     recursion: Recursion,
     /// `None` for what replaces a function, which is called by nobody but its callers.
     code: Option<Arc<dyn Code>>,
+    /// What emitted code that runs it is named after.
+    pub(super) name: Option<&'static str>,
 }
 
 impl fmt::Debug for Program {
@@ -165,6 +167,7 @@ impl Program {
             cookies: Cookies::Same(0),
             recursion: Recursion::Run,
             code: None,
+            name: None,
         }
     }
 
@@ -172,7 +175,15 @@ impl Program {
         let code =
             Arc::new(Guarded { skip: AtomicBool::new(false), skipped: AtomicU64::new(0), code });
         let (vectors, cookies) = (None, Cookies::Same(0));
-        Self { target, kind, vectors, cookies, recursion: Recursion::Run, code: Some(code) }
+        Self {
+            target,
+            kind,
+            vectors,
+            cookies,
+            recursion: Recursion::Run,
+            code: Some(code),
+            name: Some(core::any::type_name::<F>()),
+        }
     }
 
     /// Its cookies; without this, each is 0.

@@ -19,7 +19,7 @@ use rustix::process::{Pid, getpid, test_kill_process};
 use rustix::thread::gettid;
 
 use super::program::widest;
-use crate::emit::x86_64::{MakeSideStack, SideStack, SideStackPlace};
+use crate::emit::x86_64::{MakeSideStack, SideStack, SideStackList, SideStackPlace};
 
 /// Hooked functions that a thread can be in at once; in further ones it runs the origin only.
 /// Memory is used as far as a thread has ever got.
@@ -114,7 +114,9 @@ extern "C" fn make() -> *mut SideStack {
     side_stack
 }
 
-/// Takes over the side stack of a thread that has ended.
+/// Takes over the side stack of a thread that has ended: the first in the list. A new one becomes
+/// the first. So what is left in those of other threads that have ended is behind this thread's,
+/// and an unwinder that looks for a slot of this thread's stack comes upon this thread's first.
 fn take() -> Option<NonNull<SideStack>> {
     let (own, pid) = (gettid().as_raw_nonzero().get(), getpid().as_raw_nonzero().get());
     let mut asked = 0;
@@ -126,8 +128,8 @@ fn take() -> Option<NonNull<SideStack>> {
                 asked += 1;
                 Pid::from_raw(tid).is_some_and(|tid| test_kill_process(tid).is_err())
             };
-        let taken = owned.tid.compare_exchange(tid, own, Ordering::AcqRel, Ordering::Relaxed);
-        ended && taken.is_ok()
+        let take = || owned.tid.compare_exchange(tid, own, Ordering::AcqRel, Ordering::Relaxed);
+        ended && take().is_ok()
     })?;
     // SAFETY: the thread that it belonged to has ended, and only this one has taken it over.
     unsafe { found.side_stack.reset() };
@@ -165,6 +167,15 @@ fn map() -> Option<NonNull<SideStack>> {
         }
         // SAFETY: as above: it is not in the list yet.
         unsafe { (&raw mut (*owned.as_ptr()).next).write(next) };
+    }
+}
+
+/// Where unwinders find all of them.
+pub(super) fn list() -> SideStackList {
+    SideStackList {
+        first: ALL.as_ptr() as u64,
+        next: offset_of!(Owned, next) as u8,
+        side_stack: offset_of!(Owned, side_stack) as u8,
     }
 }
 

@@ -12,26 +12,26 @@ use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError, Stopped};
 use super::functions::{Catalogue, KnownModule};
 use super::memory::{Arena, MemoryError};
-use super::program::Keep;
+use super::program::{Keep, Program};
 use super::side_stacks;
 use super::text::{HostText, can_store_pair};
-use super::threads::{self, Verdict};
+use super::threads::{self, Deaf, Verdict};
+use super::traps;
+use super::visible::{Visibility, VisibilityError};
 use crate::addr::Entry;
 use crate::attach::{self, Engine, FunctionId, FunctionSpec, Parts, Region};
 use crate::emit::x86_64::THUNK_SIZE;
-use crate::patch::{CheckError, PatchError, Poke, Protocol, TrapResolver};
+use crate::patch::{CheckError, PatchError, Poke, Protocol};
 
 mod quiesce;
 
 /// Bytes of an arena, besides the thunks that its module may need.
 const ARENA: usize = 64 << 10;
 
-/// Only the breakpoint protocol asks it, and a process uses the short jump.
-static TRAPS: TrapResolver = TrapResolver::new();
-
 /// All that a [`Process`](super::Process) has behind its lock.
 pub(super) struct State {
     pub engine: Engine<Host>,
+    pub protocol: Protocol,
     pub catalogue: Arc<Catalogue>,
     /// The text of each region.
     regions: Vec<Range<u64>>,
@@ -45,20 +45,31 @@ pub(super) struct State {
     pub retired: Vec<Retired>,
     /// What may be dropped now, without the lock: a closure's `drop` may use this library.
     pub done: Vec<Retired>,
-    /// How many threads are dropping such things.
-    pub dropping: usize,
+    /// For each thread that is dropping such things, the number of the first of them.
+    pub dropping: Vec<u64>,
+    /// How much has been retired.
+    pub retirements: u64,
+    /// How many of those may be dropped, or have been.
+    pub gone: u64,
+    deaf: Deaf,
+    /// What is emitted, for a child that is being forked.
+    copies: Vec<Vec<u8>>,
 }
 
 /// What a link leaves behind until no thread is inside.
 #[derive(Debug)]
 pub(super) struct Retired {
+    pub number: u64,
     pub functions: Arc<[FunctionId]>,
     #[expect(dead_code, reason = "kept only to be dropped in time")]
     pub keep: Vec<Keep>,
 }
 
 impl State {
-    pub fn new() -> Result<Self, OpenError> {
+    pub fn new(protocol: Protocol) -> Result<Self, OpenError> {
+        if protocol == Protocol::Breakpoint {
+            traps::install()?;
+        }
         let parts = Parts {
             text: HostText::default(),
             cores: Membarrier::register()?,
@@ -67,7 +78,8 @@ impl State {
             side_stack: side_stacks::place(),
         };
         Ok(Self {
-            engine: Engine::new(parts, Protocol::ShortJump, &TRAPS)?,
+            engine: Engine::new(parts, protocol, &traps::TRAPS)?,
+            protocol,
             catalogue: Arc::default(),
             regions: Vec::new(),
             unloaded: Vec::new(),
@@ -75,7 +87,11 @@ impl State {
             vacant_regions: Vec::new(),
             retired: Vec::new(),
             done: Vec::new(),
-            dropping: 0,
+            dropping: Vec::new(),
+            retirements: 0,
+            gone: 0,
+            deaf: Deaf::default(),
+            copies: Vec::new(),
         })
     }
 
@@ -177,7 +193,9 @@ impl State {
 
     /// Tells the text and the engine of a module.
     fn register(&mut self, mut module: Module) -> Result<KnownModule, OpenError> {
-        module.reject_unpatchable(|site| can_store_pair(site.get()));
+        if self.protocol == Protocol::ShortJump {
+            module.reject_unpatchable(|site| can_store_pair(site.get()));
+        }
         if module.functions.is_empty() {
             return Ok(KnownModule { module, ids: Vec::new(), region: Region(0), own: Vec::new() });
         }
@@ -196,6 +214,7 @@ impl State {
                 layout: function.layout,
                 nop: function.nop,
                 region,
+                stack_arguments: None,
             })?);
         }
         let own = own_functions(&module);
@@ -258,11 +277,17 @@ impl State {
             &mut [Poke],
         ) -> Result<T, attach::AttachError<HostError>>,
     ) -> Result<T, AttachError> {
+        if self.protocol == Protocol::Breakpoint {
+            traps::check().map_err(AttachError::Traps)?;
+        }
         let mut pokes = std::vec![Poke::EMPTY; self.engine.pokes_needed(functions)];
         let mut prepared = false;
         loop {
             let error = match operation(&mut self.engine, &mut pokes) {
-                Ok(result) => return Ok(result),
+                Ok(result) => {
+                    self.engine.parts_mut().images.show(&self.catalogue);
+                    return Ok(result);
+                }
                 Err(error) => error,
             };
             let again = match &error {
@@ -295,6 +320,21 @@ impl State {
         }
     }
 
+    /// Shows what is emitted from now on.
+    pub fn show_to(&mut self, to: &Visibility) -> Result<(), VisibilityError> {
+        self.engine.parts_mut().images.visible.to(to)
+    }
+
+    /// Knows programs by their names.
+    pub fn name(&mut self, programs: &[Program]) {
+        let visible = &mut self.engine.parts_mut().images.visible;
+        for program in programs {
+            if let Some(name) = program.name {
+                visible.know(program.target, name);
+            }
+        }
+    }
+
     /// Names the functions that an error is about.
     fn explain(&self, cause: attach::AttachError<HostError>, pokes: &[Poke]) -> AttachError {
         use attach::AttachError as Cause;
@@ -307,6 +347,9 @@ impl State {
         }
         let function = match &cause {
             Cause::TooManyPrograms { entry }
+            | Cause::TooManySessions { entry }
+            | Cause::Replaced { entry }
+            | Cause::Attached { entry }
             | Cause::NotAttached { entry }
             | Cause::NotPrepared { entry } => self.name_at(*entry),
             Cause::SlotTaken { slot, .. } => self.name_around(slot.get()),
@@ -348,8 +391,26 @@ impl State {
         let known = |retired: &Retired| Arc::ptr_eq(&retired.functions, functions);
         // Switching one program on and off for hours leaves one entry behind, not thousands.
         if !(keep.is_empty() && self.retired.last().is_some_and(known)) {
-            self.retired.push(Retired { functions: Arc::clone(functions), keep });
+            let number = self.retirements;
+            self.retired.push(Retired { number, functions: Arc::clone(functions), keep });
         }
+        self.retirements += 1;
+    }
+
+    /// Copies what is emitted, so that a child that is forked now has its own.
+    pub fn copy_images(&mut self) {
+        self.copies = self.engine.parts().images.copies();
+    }
+
+    /// Forgets the copies.
+    pub fn drop_copies(&mut self) {
+        self.copies = Vec::new();
+    }
+
+    /// In a forked child: has what was copied at the same addresses, for this process alone.
+    pub fn adopt_copies(&mut self) -> Result<(), MemoryError> {
+        let copies = core::mem::take(&mut self.copies);
+        self.engine.parts_mut().images.adopt(&copies)
     }
 }
 

@@ -43,8 +43,11 @@
 
 mod error;
 mod gather;
+mod helper;
 mod list;
 mod signal;
+mod stacks;
+mod survey;
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -52,10 +55,9 @@ use core::time::Duration;
 use std::time::Instant;
 use std::vec::Vec;
 
-use super::maps::{self, Protection};
-
 pub use error::ThreadsError;
 pub use list::ThreadName;
+pub(super) use survey::{Deaf, Survey};
 
 use gather::{FIRST_HOLD, Gathered, Known, PATIENCE, Standing, choose_signal, gather, own_tid};
 use signal::Hold;
@@ -155,15 +157,27 @@ pub fn inspect(
     inspect_then(watched, judge, || ()).map(|(summary, ())| summary)
 }
 
-/// As [`inspect`], with only a part of the calling thread's own stack looked at: from the
-/// address `own_from` on, which is where a caller of this library had it. Below are frames of
-/// this library, which hold addresses of code without returning to it.
-pub(super) fn inspect_callers(
-    own_from: u64,
-    watched: &[Range<u64>],
-    judge: impl Fn(&Seen) -> Verdict,
-) -> Result<Summary, ThreadsError> {
-    inspect_from(own_from, watched, judge, || ()).map(|(summary, ())| summary)
+/// A thread that blocks `signal`, if there is one, and its name. Threads of the kernel's do not
+/// count.
+pub(super) fn blocking(signal: i32) -> Result<Option<(i32, ThreadName)>, ThreadsError> {
+    let mut found = None;
+    list::for_each(|tid| {
+        if found.is_none()
+            && let Some(status) = list::Status::of(tid)
+            && status.blocks(signal)
+            && !status.has_ended()
+            && !list::is_kernel_worker(tid)
+        {
+            found = Some((tid, status.name));
+        }
+    })
+    .map_err(|errno| ThreadsError::Proc { errno })?;
+    Ok(found)
+}
+
+/// Whether this is the calling thread's id.
+pub(super) fn is_own(tid: i32) -> bool {
+    tid == own_tid()
 }
 
 /// Where the calling function's frame ends.
@@ -185,15 +199,6 @@ pub(super) fn stack_pointer() -> u64 {
 pub fn inspect_then<R>(
     watched: &[Range<u64>],
     judge: impl Fn(&Seen) -> Verdict,
-    act: impl FnMut() -> R,
-) -> Result<(Summary, R), ThreadsError> {
-    inspect_from(0, watched, judge, act)
-}
-
-fn inspect_from<R>(
-    own_from: u64,
-    watched: &[Range<u64>],
-    judge: impl Fn(&Seen) -> Verdict,
     mut act: impl FnMut() -> R,
 ) -> Result<(Summary, R), ThreadsError> {
     for pair in watched.windows(2) {
@@ -207,7 +212,7 @@ fn inspect_from<R>(
     let count = thread_count()?;
     if count == 1 {
         // Nobody is left who could start another thread.
-        let mut own = [Known::own(own_from)];
+        let mut own = [Known::own()];
         let summary = judge_all(&mut own, None, watched, &judge)?;
         return Ok((summary, act()));
     }
@@ -218,9 +223,9 @@ fn inspect_from<R>(
         // Before `hold`, so that it is freed after it: from the first signal on, until `hold`
         // is dropped, nothing here allocates or frees.
         let mut known = Vec::with_capacity(capacity + 1);
-        let hold = Hold::new(choose_signal()?, capacity)
+        let hold = Hold::new(choose_signal()?, capacity, None)
             .map_err(|errno| ThreadsError::Signal { tid: own_tid(), errno })?;
-        let error = match gather(&hold, &mut known, own_from, Instant::now() + patience)? {
+        let error = match gather(&hold, &mut known, Instant::now() + patience)? {
             Gathered::All => {
                 let summary = judge_all(&mut known, Some(&hold), watched, &judge)?;
                 for (index, thread) in known.iter().enumerate() {
@@ -278,13 +283,14 @@ fn judge_all(
         if thread.stack.is_empty() {
             return Err(ThreadsError::NoStack { tid: thread.tid, stack: thread.stack_pointer });
         }
-        let at = instruction.and_then(|address| containing(watched, address));
+        let at = instruction.and_then(|address| stacks::containing(watched, address));
         let seen = Seen {
             tid: thread.tid,
             instruction,
             stack: thread.stack_pointer,
             inside: at.cloned(),
-            on_stack: scan(&thread.stack, watched),
+            // SAFETY: the stack of a held thread, which cannot unmap it, or of the calling one.
+            on_stack: unsafe { stacks::scan(&thread.stack, watched) },
             alternate_stack,
         };
         thread.decision = judge(&seen).0;
@@ -300,49 +306,14 @@ fn judge_all(
 
 /// Finds the mapping each stack pointer is in. The threads are held, so none changes.
 fn find_stacks(known: &mut [Known]) -> Result<(), ThreadsError> {
-    let mut free_from = 0;
-    maps::for_each(|mapping| {
-        let range = mapping.range;
-        // The main stack is extended by the access below it: a frame may have been made that
-        // nobody has written to yet.
-        let from = if mapping.path == b"[stack]" { free_from } else { range.start };
-        free_from = range.end;
-        if mapping.protection.contains(Protection::READ) {
-            for thread in known.iter_mut() {
-                if (from..range.end).contains(&thread.stack_pointer) {
-                    thread.stack = thread.stack_pointer.max(range.start)..range.end;
-                }
+    stacks::for_each(|stack| {
+        for thread in known.iter_mut() {
+            if let Some(stack) = stack.above(thread.stack_pointer) {
+                thread.stack = stack;
             }
         }
     })
     .map_err(|errno| ThreadsError::Proc { errno })
-}
-
-/// The range that has `address`.
-fn containing(watched: &[Range<u64>], address: u64) -> Option<&Range<u64>> {
-    let after = watched.partition_point(|range| range.start <= address);
-    watched.get(after.checked_sub(1)?).filter(|range| address < range.end)
-}
-
-/// The first word of `stack` that points strictly inside a watched range.
-fn scan(stack: &Range<u64>, watched: &[Range<u64>]) -> Option<StackWord> {
-    let (lowest, highest) = (watched.first()?.start, watched.last()?.end);
-    let mut at = stack.start.next_multiple_of(8);
-    while at < stack.end {
-        let from = core::ptr::with_exposed_provenance::<u64>(at as usize);
-        // SAFETY: an aligned word of a readable mapping: the stack of a held thread, which
-        // cannot unmap it, or of the calling one.
-        let value = unsafe { from.read_volatile() };
-        if value > lowest
-            && value < highest
-            && let Some(range) = containing(watched, value)
-            && value != range.start
-        {
-            return Some(StackWord { at, value, range: range.clone() });
-        }
-        at += 8;
-    }
-    None
 }
 
 /// One inspection at a time: process id and thread id of who has it, or 0.

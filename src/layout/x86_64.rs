@@ -5,39 +5,18 @@
 //! (GCC manual, "Instrumentation Options"; seen with gcc 12 and clang 16 and 19). What we use
 //! of it is five bytes of patch site, the size of `call rel32`, and five of padding.
 
-use super::{EntryLayout, LandingPad, LayoutError, LayoutSpec, SlotKind};
+use super::{Config, EntryLayout, LandingPad, LayoutError};
 
 /// Bytes of `call rel32`, `jmp rel32` and so of every patch site.
 pub const SITE_LEN: u16 = 5;
-
-/// Farthest place before the entry where a slot is put. Functions are 16-byte aligned by
-/// default, so the first five bytes of the last sixteen never cross a cache line, and the
-/// tail stays free for a call-depth thunk, which Linux puts there.
-const SLOT_BEFORE_ENTRY: u16 = 16;
 
 /// The layout of a function with `padding` bytes before its entry, with or without a
 /// landing pad. A slot is placed where the padding has room for one (five bytes).
 ///
 /// # Errors
-/// None for a padding that a compiler can make; the type is [`EntryLayout::new`]'s.
+/// None for a padding that a compiler can make; the type is [`Config::layout`]'s.
 pub const fn layout(padding: u16, landing_pad: LandingPad) -> Result<EntryLayout, LayoutError> {
-    let kind = SlotKind::MovEax;
-    let slot = if padding >= SLOT_BEFORE_ENTRY {
-        Some((kind, SLOT_BEFORE_ENTRY))
-    } else if padding >= kind.size() {
-        Some((kind, padding))
-    } else {
-        None
-    };
-    let site = landing_pad.size();
-    EntryLayout::new(LayoutSpec {
-        padding,
-        slot,
-        landing_pad,
-        site,
-        site_len: SITE_LEN,
-        origin: site + SITE_LEN,
-    })
+    Config::X86_64.with_padding(padding).with_landing_pad(landing_pad).with_site(SITE_LEN).layout()
 }
 
 const fn known(padding: u16, landing_pad: LandingPad) -> EntryLayout {
@@ -89,7 +68,9 @@ mod tests {
             let slot = layout.slot(ENTRY).map(|slot| ENTRY.get() - slot.get());
             let expected = match padding {
                 0..=4 => None,
-                5..=16 => Some(u64::from(padding)),
+                // The head of a block of 16 leaves the tail to a call-depth thunk of 10 bytes.
+                5..=14 => Some(5),
+                15 => Some(15),
                 _ => Some(16),
             };
             assert_eq!(slot, expected, "padding {padding}");

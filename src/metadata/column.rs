@@ -3,11 +3,12 @@
 use core::fmt::{self, Debug, Display};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::sync::{AtomicU32, AtomicU64};
 
 /// Bytes by which a column grows at the least: a page of every architecture we know, and
-/// large enough that growing is rare.
-const GROWTH: usize = 64 * 1024;
+/// large enough that growing is rare. In a model, small enough that it is not.
+const GROWTH: usize = if cfg!(loom) { 32 } else { 64 * 1024 };
 
 /// Memory for columns and tables.
 ///

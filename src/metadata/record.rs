@@ -1,8 +1,7 @@
 //! What is known of one function.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
-
 use super::{Element, Zeroed};
+use crate::sync::{AtomicU32, AtomicU64};
 
 /// How many cookies a function can have at once, and so how many programs: each program on a
 /// function has a *lane*, and its cookie stands in that lane.

@@ -1,6 +1,6 @@
 //! The slot codec: an index as the bytes of an instruction, and back.
 
-use crate::layout::SlotKind;
+use crate::layout::{SlotKind, aarch64};
 
 /// What a compiler leaves where an x86-64 slot goes: one-byte nops.
 const NOPS: [u8; 5] = [0x90; 5];
@@ -25,7 +25,7 @@ impl SlotState {
     /// Bytes of the longest slot.
     pub const MAX_SIZE: usize = 5;
 
-    /// Reads a slot of `kind`.
+    /// Reads a slot of `kind`, of which the first [`SlotKind::size`] bytes count.
     ///
     /// That a slot holds *an* index does not say that it is one of the caller's: compare it.
     #[must_use]
@@ -35,6 +35,10 @@ impl SlotState {
                 NOPS => Self::Vacant,
                 [MOV_EAX, a, b, c, d] => Self::Index(u32::from_le_bytes([a, b, c, d])),
                 _ => Self::Foreign,
+            },
+            SlotKind::Word => match bytes {
+                [a, b, c, d, _] if matches!([a, b, c, d], aarch64::NOP) => Self::Vacant,
+                [a, b, c, d, _] => Self::Index(u32::from_le_bytes([a, b, c, d])),
             },
         }
     }
@@ -46,6 +50,10 @@ impl SlotState {
             SlotKind::MovEax => {
                 let [a, b, c, d] = index.to_le_bytes();
                 [MOV_EAX, a, b, c, d]
+            }
+            SlotKind::Word => {
+                let [a, b, c, d] = index.to_le_bytes();
+                [a, b, c, d, 0]
             }
         }
     }

@@ -1,8 +1,7 @@
 //! A table: elements that are found by index, and indexes that are given out again.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use super::{Column, TableError, TableMemory, Zeroed};
+use crate::sync::{AtomicU32, Ordering};
 
 /// What a [`Table`] holds.
 pub trait Element: Zeroed {
@@ -97,7 +96,7 @@ impl<T: Element> Table<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use core::alloc::Layout;
     use core::ptr::NonNull;

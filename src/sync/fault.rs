@@ -21,15 +21,20 @@ pub enum Fault {
     Release,
     /// It finds every counter at zero when it loads one, so it waits for nobody.
     Wait,
+    /// Its stores to tables are seen by nobody else until another fault, or none, is injected.
+    Late,
+    /// Its `fetch_or`s lose what they were to add to.
+    Overwrite,
 }
 
 loom::thread_local! {
     static FAULT: Cell<Fault> = Cell::new(Fault::None);
 }
 
-/// Makes `fault` the calling thread's, until the model's execution ends.
+/// Makes `fault` the calling thread's, until the next or until the model's execution ends.
 pub fn inject(fault: Fault) {
     FAULT.with(|cell| cell.set(fault));
+    super::table::catch_up();
 }
 
 /// Whether `fault` is the calling thread's.

@@ -6,7 +6,7 @@ use loom::sync::atomic::{self, Ordering};
 use super::fault::{Fault, is};
 
 /// `order`, without what the calling thread's fault takes away.
-fn weakened(order: Ordering) -> Ordering {
+pub(super) fn weakened(order: Ordering) -> Ordering {
     match order {
         Ordering::Acquire if is(Fault::Acquire) => Ordering::Relaxed,
         Ordering::Release if is(Fault::Release) => Ordering::Relaxed,

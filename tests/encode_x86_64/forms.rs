@@ -38,10 +38,12 @@ pub struct Plain {
     pub size: usize,
 }
 
-pub const PLAIN: [Plain; 4] = [
+pub const PLAIN: [Plain; 6] = [
     Plain { emit: x::ret, code: Code::Retnq, size: 1 },
     Plain { emit: x::int3, code: Code::Int3, size: 1 },
     Plain { emit: x::endbr64, code: Code::Endbr64, size: 4 },
+    Plain { emit: x::ud2, code: Code::Ud2, size: 2 },
+    Plain { emit: x::lfence, code: Code::Lfence, size: 3 },
     Plain { emit: x::vzeroupper, code: Code::VEX_Vzeroupper, size: 3 },
 ];
 
@@ -231,13 +233,17 @@ const fn store(
     Memory { emit, code, lead, first, load: false }
 }
 
-pub const MEMORY: [Memory; 15] = [
+pub const MEMORY: [Memory; 19] = [
     load(|c, r, m| x::mov_load64(c, reg(r), m), Code::Mov_r64_rm64, Lead::RexW, Register::RAX),
     load(|c, r, m| x::mov_load32(c, reg(r), m), Code::Mov_r32_rm32, Lead::Rex, Register::EAX),
     store(|c, r, m| x::mov_store64(c, m, reg(r)), Code::Mov_rm64_r64, Lead::RexW, Register::RAX),
     store(|c, r, m| x::mov_store32(c, m, reg(r)), Code::Mov_rm32_r32, Lead::Rex, Register::EAX),
     load(|c, r, m| x::lea(c, reg(r), m), Code::Lea_r64_m, Lead::RexW, Register::RAX),
     load(|c, r, m| x::cmp_load64(c, reg(r), m), Code::Cmp_r64_rm64, Lead::RexW, Register::RAX),
+    load(|c, r, m| x::cmp_load32(c, reg(r), m), Code::Cmp_r32_rm32, Lead::Rex, Register::EAX),
+    load(|c, r, m| x::add_load32(c, reg(r), m), Code::Add_r32_rm32, Lead::Rex, Register::EAX),
+    store(|c, _, m| x::call_mem(c, m), Code::Call_rm64, Lead::Rex, Register::None),
+    store(|c, _, m| x::jmp_mem(c, m), Code::Jmp_rm64, Lead::Rex, Register::None),
     store(
         |c, r, m| x::cmpxchg64(c, m, reg(r)),
         Code::Cmpxchg_rm64_r64,
@@ -309,6 +315,7 @@ impl Memory {
 
     /// The least size that the rules of the SDM allow.
     fn size(&self, number: u8, mem: Mem) -> usize {
+        let number = number % self.registers().end;
         let base = mem.base.number();
         let index = mem.index.map_or(0, |(index, _)| index.number());
         let lead = match self.lead {

@@ -6,6 +6,7 @@ mod branches;
 mod buffer;
 mod check;
 mod forms;
+mod guards;
 mod memory;
 mod nops;
 mod objdump;

@@ -168,6 +168,51 @@ fn every_short_displacement_of_a_frame() {
     }
 }
 
+/// Immediates behind a memory operand: compared with what the decoder says of both.
+#[test]
+fn mov_store_imm() {
+    for mem in every_operand() {
+        for value in [0, 1, -1, 127, -128, i32::MAX, i32::MIN] {
+            let wide = |code: &mut CodeBuffer<'_>| x::mov_store_imm64(code, mem, value);
+            let narrow =
+                |code: &mut CodeBuffer<'_>| x::mov_store_imm32(code, mem, value.cast_unsigned());
+            let same_place = |code: &mut CodeBuffer<'_>| x::mov_store64(code, mem, Reg::Rax);
+            let [(store, len), (wide, wide_len)] = [emitted(same_place), emitted(wide)];
+            let (narrow, narrow_len) = emitted(narrow);
+            assert_eq!((wide.code(), wide_len), (Code::Mov_rm64_imm32, len + 4));
+            assert_eq!(wide.immediate(1).cast_signed(), i64::from(value));
+            assert_eq!(narrow.code(), Code::Mov_rm32_imm32);
+            assert!(narrow_len == len + 4 || narrow_len == len + 3, "{narrow_len}: {mem:?}");
+            assert_eq!(narrow.immediate32(), value.cast_unsigned());
+            let place = |it: &iced_x86::Instruction| {
+                let (base, index) = (it.memory_base(), it.memory_index());
+                (base, index, it.memory_index_scale(), it.memory_displacement64())
+            };
+            assert_eq!(place(&wide), place(&store));
+            assert_eq!(place(&narrow), place(&store));
+            overflows(ADDRESS, wide_len, |code| x::mov_store_imm64(code, mem, value));
+        }
+    }
+    let no_index = Mem::at(Reg::Rax, 0).indexed(Reg::Rsp, Scale::One);
+    for emit in [
+        |code: &mut CodeBuffer<'_>, mem| x::mov_store_imm64(code, mem, 1),
+        |code: &mut CodeBuffer<'_>, mem| x::mov_store_imm32(code, mem, 1),
+    ] {
+        fails_with(ADDRESS, EncodeError::IndexIsRsp { at: ADDRESS }, |code| emit(code, no_index));
+    }
+}
+
+/// The one instruction that `emit` emits, and its size.
+fn emitted(
+    emit: impl FnOnce(&mut CodeBuffer<'_>) -> Result<(), EncodeError>,
+) -> (iced_x86::Instruction, usize) {
+    let mut bytes = [0; 15];
+    let mut code = CodeBuffer::new(&mut bytes, ADDRESS);
+    emit(&mut code).expect("fifteen bytes are enough");
+    let [instruction] = decode(code.written(), ADDRESS)[..] else { panic!("not one instruction") };
+    (instruction, code.position())
+}
+
 /// The only operand with a segment, and without a base: compared field by field.
 #[test]
 fn mov_load64_fs() {

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs, str};
 
-use fentry::encode::x86_64::{self as x, Condition, NOP_MAX, NOP5_CLANG, NOP5_PREFIXED, Reg};
+use fentry::encode::x86_64::{
+    self as x, Condition, NOP_MAX, NOP4_OSP, NOP4_UDB, NOP5_CLANG, NOP5_PREFIXED, Reg,
+};
 use fentry::encode::{CodeBuffer, EncodeError};
 
 use crate::forms::{ARITHMETIC, CONSTANT, MEMORY, NEAR, ONE, PLAIN, SHORT, TWO};
+use crate::guards::CMOV;
 use crate::memory::every_operand;
 use crate::registers::{signed_values, values};
 
@@ -73,6 +76,22 @@ fn emit_everything(listing: &mut Listing<'_>) {
             listing.add("lea", |code| x::lea_rip(code, a, target));
         }
     }
+    for (condition, code) in Condition::ALL.into_iter().zip(CMOV) {
+        listing.add(&mnemonic(code), |code| x::cmov(code, condition, Reg::R9, Reg::Rdx));
+    }
+    for reg in Reg::ALL {
+        for value in [0, 0x1234_5678, u32::MAX] {
+            listing.add("sub", |code| x::sub_imm32(code, reg, value));
+            listing.add("cmp", |code| x::cmp_imm32(code, reg, value));
+        }
+    }
+    for offset in [0, 8, i32::MAX, i32::MIN] {
+        listing.add("sar", |code| x::sar_gs_absolute(code, offset, 5));
+        let variable = ADDRESS.wrapping_add_signed(i64::from(offset) / 2);
+        listing.add("sar", |code| x::sar_gs_rip(code, variable, 5));
+    }
+    listing.add("nop", |code| code.bytes(&NOP4_UDB));
+    listing.add("nop", |code| code.bytes(&NOP4_OSP));
     for form in &NEAR {
         for target in [ADDRESS, ADDRESS + 0x7000_0000, ADDRESS - 0x7000_0000] {
             listing.add(&mnemonic(form.code), |code| (form.emit)(code, target));

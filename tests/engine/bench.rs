@@ -68,7 +68,7 @@ impl Kind {
         // `ret`
         bytes[at(self.layout.origin(entry).get())] = 0xc3;
         let Self { layout, nop, region, .. } = *self;
-        (FunctionSpec { entry, layout, nop, region: Region(region) }, bytes)
+        (FunctionSpec { entry, layout, nop, region: Region(region), stack_arguments: None }, bytes)
     }
 }
 

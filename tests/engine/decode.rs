@@ -107,12 +107,10 @@ impl Core<'_> {
                 // Below the stack pointer: the last call's return address, overwritten.
                 (Mnemonic::Mov, OpKind::Memory, _) if it.memory_base() == Register::RSP => {
                     assert_eq!(it.memory_displacement64().cast_signed(), -8);
-                    assert_eq!(self.registers[&it.op1_register()], 0);
+                    assert_eq!(it.immediate(1), 0);
                 }
-                (Mnemonic::Xor, ..) => {
-                    assert_eq!(it.op0_register(), it.op1_register());
-                    self.set(to, Some(0));
-                }
+                // What the context says of itself.
+                (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32) => {}
                 (Mnemonic::Mov, OpKind::Memory, OpKind::Register) => {
                     assert_eq!(it.memory_base(), Register::RBP);
                     if let Some(&value) = self.registers.get(&it.op1_register()) {

@@ -21,24 +21,30 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The functions of `functions.c`, with and without room for a slot.
+/// The functions of `functions.c`, with and without room for a slot, in both forms.
 struct Loaded {
     object: Object,
     process: &'static Process,
     functions: Functions,
+    /// What is said of the functions' arguments on the stack.
+    stack_arguments: Option<u8>,
 }
 
 const LAYOUTS: [(&str, &str); 2] = [("padded", "21,16"), ("unpadded", "5")];
+/// No function here has more words of arguments on the stack.
+const STACK_ARGUMENTS: u8 = 2;
 
 impl Loaded {
     fn each(mut test: impl FnMut(&Self)) {
         let _alone = alone();
         for (name, layout) in LAYOUTS {
-            test(&Self::new(name, layout));
+            for stack_arguments in [None, Some(STACK_ARGUMENTS)] {
+                test(&Self::new(name, layout, stack_arguments));
+            }
         }
     }
 
-    fn new(name: &str, layout: &str) -> Self {
+    fn new(name: &str, layout: &str, stack_arguments: Option<u8>) -> Self {
         let object = Object::load(&shared_object(&Build {
             name: &format!("exits-{name}"),
             source: include_str!("functions.c"),
@@ -49,7 +55,9 @@ impl Loaded {
         let process = support::process();
         process.refresh().expect("the object was loaded a moment ago");
         let functions = process.functions().module(&object.module()).expect("a pattern");
-        Self { object, process, functions }
+        // SAFETY: none has more, and what is above the arguments of the others is readable.
+        unsafe { process.set_stack_arguments(&functions, stack_arguments) }.unwrap();
+        Self { object, process, functions, stack_arguments }
     }
 
     fn attach(&self, name: &str, programs: impl Programs) -> Result<Link, AttachError> {
@@ -358,12 +366,14 @@ fn calls_that_are_too_deep_run_unhooked_and_are_counted() {
         let (at_entry, at_exit) = (count(&entries), count(&exits));
         let programs = [Program::new(move |_, _| at_entry()), Program::exit(move |_, _| at_exit())];
         let link = loaded.attach("down", programs).unwrap();
-        let depth = i64::from(SIDE_STACK_DEPTH);
+        let depth = u64::from(SIDE_STACK_DEPTH);
         let before = loaded.process.missed().overflowed;
-        assert_eq!(down(depth + 99), depth + 100);
-        assert_eq!(loaded.process.missed().overflowed - before, 100);
-        assert_eq!(entries.load(Ordering::Relaxed), depth as u64);
-        assert_eq!(exits.load(Ordering::Relaxed), depth as u64);
+        assert_eq!(down(depth as i64 + 99), depth as i64 + 100);
+        // On the ordinary stack there is room for all.
+        let overflowed = if loaded.stack_arguments.is_some() { 0 } else { 100 };
+        assert_eq!(loaded.process.missed().overflowed - before, overflowed);
+        assert_eq!(entries.load(Ordering::Relaxed), depth + 100 - overflowed);
+        assert_eq!(exits.load(Ordering::Relaxed), depth + 100 - overflowed);
         drop(link);
     });
 }
@@ -390,4 +400,36 @@ fn threads_come_and_go() {
         drop(link);
         loaded.process.synchronize().unwrap();
     });
+}
+
+#[test]
+fn what_is_said_of_arguments_is_said_before_programs_are_attached() {
+    Loaded::each(|loaded| {
+        let _link = loaded.attach("inner", Program::exit(|_, _| {})).unwrap();
+        // SAFETY: it has none, and what is above them is readable.
+        let refused = unsafe { loaded.process.set_stack_arguments(&loaded.functions, Some(1)) };
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("inner") && error.contains("detach them"), "{error}");
+    });
+}
+
+/// Threads that switch stacks inside of functions.
+#[test]
+fn a_function_may_be_left_on_one_stack_and_entered_on_another() {
+    let _alone = alone();
+    for (name, layout) in LAYOUTS {
+        let loaded = Loaded::new(name, layout, Some(STACK_ARGUMENTS));
+        let log = Log::default();
+        let link = loaded.attach("switching", [log.entry("in"), log.exit("out")]).unwrap();
+        // SAFETY: its type in the C source.
+        let run = unsafe { loaded.object.function::<extern "C" fn() -> i64>("two_stacks") };
+        // Three calls on each of two stacks, by turns, none of them the last on its stack first.
+        assert_eq!(run(), 2 * (1 + 2 + 3));
+        let events = log.take();
+        let of = |what: &str| events.iter().filter(|event| *event == what).count();
+        assert_eq!((of("in 0"), of("out 0")), (6, 6), "{events:?}");
+        assert_eq!(events[..2], ["in 0", "in 0"], "the second begins before the first ends");
+        drop(link);
+        assert_eq!(run(), 12);
+    }
 }

@@ -83,21 +83,20 @@ fn one_program_index_in_the_slot() {
             +56  mov rsi, [r11 + rax*8]
             +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  xor eax, eax
-            +71  mov [rsp - 8], rax
-            +76  lea rsp, [rbp - 0x58]
-            +80  pop rdi
-            +81  pop rsi
-            +82  pop rdx
-            +83  pop rcx
-            +84  pop r8
-            +86  pop r9
-            +88  pop rax
-            +89  pop r10
-            +91  add rsp, 0x18
-            +95  pop rbp
-            +96  ret
-            +97  int3
+            +69  mov qword ptr [rsp - 8], 0
+            +78  lea rsp, [rbp - 0x58]
+            +82  pop rdi
+            +83  pop rsi
+            +84  pop rdx
+            +85  pop rcx
+            +86  pop r8
+            +88  pop r9
+            +90  pop rax
+            +91  pop r10
+            +93  add rsp, 0x18
+            +97  pop rbp
+            +98  ret
+            +99  int3
         "#]],
     );
 }
@@ -148,21 +147,20 @@ fn one_program_index_from_a_thunk() {
             +55  mov rsi, [r11 + rax*8]
             +59  lea rdi, [rbp - 0x58]
             +63  call 0x50001000
-            +68  xor eax, eax
-            +70  mov [rsp - 8], rax
-            +75  lea rsp, [rbp - 0x58]
-            +79  pop rdi
-            +80  pop rsi
-            +81  pop rdx
-            +82  pop rcx
-            +83  pop r8
-            +85  pop r9
-            +87  pop rax
-            +88  pop r10
-            +90  add rsp, 0x18
-            +94  pop rbp
-            +95  ret
-            +96  int3
+            +68  mov qword ptr [rsp - 8], 0
+            +77  lea rsp, [rbp - 0x58]
+            +81  pop rdi
+            +82  pop rsi
+            +83  pop rdx
+            +84  pop rcx
+            +85  pop r8
+            +87  pop r9
+            +89  pop rax
+            +90  pop r10
+            +92  add rsp, 0x18
+            +96  pop rbp
+            +97  ret
+            +98  int3
         "#]],
     );
 }
@@ -179,8 +177,7 @@ fn cookies_of_lanes_0_and_1() {
             +56  mov rsi, [r11 + rax*8]
             +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  xor eax, eax
-            +71  mov [rsp - 8], rax
+            +69  mov qword ptr [rsp - 8], 0
         "#]],
     );
     check_middle(
@@ -191,8 +188,7 @@ fn cookies_of_lanes_0_and_1() {
             +53  mov rsi, [r11 + rax*8]
             +57  lea rdi, [rbp - 0x58]
             +61  call 0x50001000
-            +66  xor eax, eax
-            +68  mov [rsp - 8], rax
+            +66  mov qword ptr [rsp - 8], 0
         "#]],
     );
 }
@@ -222,8 +218,7 @@ fn three_programs_and_their_data() {
             +117 lea rdi, [rbp - 0x58]
             +121 mov rdx, 0x100000000
             +131 call 0x4fffff00
-            +136 xor eax, eax
-            +138 mov [rsp - 8], rax
+            +136 mov qword ptr [rsp - 8], 0
         "#]],
     );
 }
@@ -239,8 +234,7 @@ fn a_program_out_of_reach_is_called_through_a_register() {
             +57  lea rdi, [rbp - 0x58]
             +61  mov rax, 0x7f0000001000
             +71  call rax
-            +73  xor eax, eax
-            +75  mov [rsp - 8], rax
+            +73  mov qword ptr [rsp - 8], 0
         "#]],
     );
 }
@@ -251,9 +245,8 @@ fn vectors_as_the_level_says() {
         Vectors::Untouched,
         &[],
         expect![[r#"
-        +43  xor eax, eax
-        +45  mov [rsp - 8], rax
-    "#]],
+            +43  mov qword ptr [rsp - 8], 0
+        "#]],
     );
     check_middle(
         Vectors::Xmm,
@@ -269,18 +262,16 @@ fn vectors_as_the_level_says() {
             +79  movups [rsp + 0x60], xmm6
             +84  movups [rsp + 0x70], xmm7
             +89  mov [rbp - 8], rsp
-            +93  mov r11d, 2
-            +99  mov [rbp - 0x14], r11d
-            +103 movups xmm0, [rsp]
-            +107 movups xmm1, [rsp + 0x10]
-            +112 movups xmm2, [rsp + 0x20]
-            +117 movups xmm3, [rsp + 0x30]
-            +122 movups xmm4, [rsp + 0x40]
-            +127 movups xmm5, [rsp + 0x50]
-            +132 movups xmm6, [rsp + 0x60]
-            +137 movups xmm7, [rsp + 0x70]
-            +142 xor eax, eax
-            +144 mov [rsp - 8], rax
+            +93  mov dword ptr [rbp - 0x14], 2
+            +100 movups xmm0, [rsp]
+            +104 movups xmm1, [rsp + 0x10]
+            +109 movups xmm2, [rsp + 0x20]
+            +114 movups xmm3, [rsp + 0x30]
+            +119 movups xmm4, [rsp + 0x40]
+            +124 movups xmm5, [rsp + 0x50]
+            +129 movups xmm6, [rsp + 0x60]
+            +134 movups xmm7, [rsp + 0x70]
+            +139 mov qword ptr [rsp - 8], 0
         "#]],
     );
     check_middle(
@@ -298,18 +289,16 @@ fn vectors_as_the_level_says() {
             +100 vmovups [rsp + 0xe0], ymm7
             +109 vzeroupper
             +112 mov [rbp - 8], rsp
-            +116 mov r11d, 4
-            +122 mov [rbp - 0x14], r11d
-            +126 vmovups ymm0, [rsp]
-            +131 vmovups ymm1, [rsp + 0x20]
-            +137 vmovups ymm2, [rsp + 0x40]
-            +143 vmovups ymm3, [rsp + 0x60]
-            +149 vmovups ymm4, [rsp + 0x80]
-            +158 vmovups ymm5, [rsp + 0xa0]
-            +167 vmovups ymm6, [rsp + 0xc0]
-            +176 vmovups ymm7, [rsp + 0xe0]
-            +185 xor eax, eax
-            +187 mov [rsp - 8], rax
+            +116 mov dword ptr [rbp - 0x14], 4
+            +123 vmovups ymm0, [rsp]
+            +128 vmovups ymm1, [rsp + 0x20]
+            +134 vmovups ymm2, [rsp + 0x40]
+            +140 vmovups ymm3, [rsp + 0x60]
+            +146 vmovups ymm4, [rsp + 0x80]
+            +155 vmovups ymm5, [rsp + 0xa0]
+            +164 vmovups ymm6, [rsp + 0xc0]
+            +173 vmovups ymm7, [rsp + 0xe0]
+            +182 mov qword ptr [rsp - 8], 0
         "#]],
     );
     check_middle(
@@ -327,18 +316,16 @@ fn vectors_as_the_level_says() {
             +105 vmovups [rsp + 0x1c0], zmm7
             +113 vzeroupper
             +116 mov [rbp - 8], rsp
-            +120 mov r11d, 6
-            +126 mov [rbp - 0x14], r11d
-            +130 vmovups zmm0, [rsp]
-            +137 vmovups zmm1, [rsp + 0x40]
-            +145 vmovups zmm2, [rsp + 0x80]
-            +153 vmovups zmm3, [rsp + 0xc0]
-            +161 vmovups zmm4, [rsp + 0x100]
-            +169 vmovups zmm5, [rsp + 0x140]
-            +177 vmovups zmm6, [rsp + 0x180]
-            +185 vmovups zmm7, [rsp + 0x1c0]
-            +193 xor eax, eax
-            +195 mov [rsp - 8], rax
+            +120 mov dword ptr [rbp - 0x14], 6
+            +127 vmovups zmm0, [rsp]
+            +134 vmovups zmm1, [rsp + 0x40]
+            +142 vmovups zmm2, [rsp + 0x80]
+            +150 vmovups zmm3, [rsp + 0xc0]
+            +158 vmovups zmm4, [rsp + 0x100]
+            +166 vmovups zmm5, [rsp + 0x140]
+            +174 vmovups zmm6, [rsp + 0x180]
+            +182 vmovups zmm7, [rsp + 0x1c0]
+            +190 mov qword ptr [rsp - 8], 0
         "#]],
     );
 }

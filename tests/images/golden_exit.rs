@@ -4,7 +4,8 @@
 use expect_test::{Expect, expect};
 use fentry::addr::Origin;
 use fentry::emit::x86_64::{
-    Bodies, EXIT_THUNK_SIZE, MakeSideStack, SideStackBodies, SideStackPlace, exit_thunk,
+    Bodies, EXIT_THUNK_SIZE, FrameBodies, Kept, MakeSideStack, SideStackBodies, SideStackPlace,
+    exit_thunk,
 };
 use fentry::emit::{CookiePlace, Stride, Vectors};
 use fentry::encode::CodeBuffer;
@@ -15,6 +16,7 @@ use crate::{in_column, in_records};
 pub const IMAGE: u64 = 0x5000_0000;
 pub const ENTRY_PROGRAM: u64 = 0x5000_1000;
 pub const EXIT_PROGRAM: u64 = 0x5000_2000;
+const MODIFYING_PROGRAM: u64 = 0x5000_2800;
 const MAKE: u64 = 0x5000_3000;
 pub const RECORDS: u64 = 0x7e00_0000_0000;
 pub const LANE_1: u64 = 0x7e10_0000_0000;
@@ -42,7 +44,7 @@ pub fn starts(bodies: Bodies) -> String {
 
 #[test]
 fn the_exit_thunk() {
-    let bodies = Bodies { enter: 0x5000_1000, exit: 0x5000_2000 };
+    let bodies = Bodies { enter: 0x5000_1000, exit: 0x5000_2000, kept: Kept::OnSideStack };
     let mut bytes = [0; EXIT_THUNK_SIZE];
     let mut code = CodeBuffer::new(&mut bytes, IMAGE);
     exit_thunk(&mut code, 0x0123_4567, bodies, Origin::new(0x4fff_0005)).unwrap();
@@ -57,6 +59,160 @@ fn the_exit_thunk() {
         +27  jmp 0x4fff0005
     "#]]
     .assert_eq(&listing(&bytes, IMAGE));
+}
+
+#[test]
+fn the_exit_thunk_of_the_frame_form() {
+    let bodies = Bodies { enter: 0x5000_1000, exit: 0x5000_2000, kept: Kept::OnStack };
+    let mut bytes = [0; EXIT_THUNK_SIZE];
+    let mut code = CodeBuffer::new(&mut bytes, IMAGE);
+    exit_thunk(&mut code, 7, bodies, Origin::new(0x4fff_0005)).unwrap();
+    expect![[r#"
+        +0   mov r11d, 7
+        +6   call 0x50001000
+        +11  jb short 0x5000001b
+        +13  xchg ax, ax
+        +15  je short 0x50000016
+        +17  call 0x4fff0005
+        +22  jmp 0x50002000
+        +27  jmp 0x4fff0005
+    "#]]
+    .assert_eq(&listing(&bytes, IMAGE));
+}
+
+#[test]
+fn frame_one_program_each_and_two_stack_arguments() {
+    let bodies = FrameBodies {
+        functions: CookiePlace { column: FUNCTIONS, stride: Stride::Sixteen },
+        stack_arguments: 2,
+        vectors: Vectors::Untouched,
+        entries: &[in_records(ENTRY_PROGRAM, RECORDS)],
+        modify: &[in_records(MODIFYING_PROGRAM, RECORDS)],
+        exits: &[in_column(EXIT_PROGRAM, LANE_1)],
+    };
+    check(
+        |code| bodies.emit(code).unwrap(),
+        starts,
+        expect![[r#"
+        enter +128, exit +0
+        +0   lea rbx, [rsp + 0x18]
+        +5   mov [rbx + 0x30], rax
+        +9   mov [rbx + 0x38], rdx
+        +13  and rsp, 0xfffffffffffffff0
+        +17  mov eax, [rbx + 0x40]
+        +20  mov r11, 0x7e1000000000
+        +30  mov rsi, [r11 + rax*8]
+        +34  lea rdi, [rbx]
+        +37  call 0x50002000
+        +42  mov qword ptr [rsp - 8], 0
+        +51  mov rax, [rbx + 0x30]
+        +55  mov rdx, [rbx + 0x38]
+        +59  lea rsp, [rbx + 0xb0]
+        +66  pop rbx
+        +67  pop rbp
+        +68  ret
+        +69  int3
+        +70  mov qword ptr [rsp - 8], 0
+        +79  lea rsp, [rbx - 0x18]
+        +83  mov r11, [rbx + 0x60]
+        +87  push r11
+        +89  mov rbx, [rbp - 8]
+        +93  xor edx, edx
+        +95  ret
+        +96  int3
+        +97  int3
+        +98  int3
+        +99  int3
+        +100 int3
+        +101 int3
+        +102 int3
+        +103 int3
+        +104 int3
+        +105 int3
+        +106 int3
+        +107 int3
+        +108 int3
+        +109 int3
+        +110 int3
+        +111 int3
+        +112 int3
+        +113 int3
+        +114 int3
+        +115 int3
+        +116 int3
+        +117 int3
+        +118 int3
+        +119 int3
+        +120 int3
+        +121 int3
+        +122 int3
+        +123 int3
+        +124 int3
+        +125 int3
+        +126 int3
+        +127 int3
+        +128 push rbx
+        +129 mov rbx, [rsp + 8]
+        +134 mov [rsp + 8], rbp
+        +139 lea rbp, [rsp + 8]
+        +144 lea rsp, [rsp - 0xb0]
+        +152 mov [rsp + 0x60], rbx
+        +157 mov rbx, rsp
+        +160 mov [rbx], rdi
+        +163 mov [rbx + 8], rsi
+        +167 mov [rbx + 0x10], rdx
+        +171 mov [rbx + 0x18], rcx
+        +175 mov [rbx + 0x20], r8
+        +179 mov [rbx + 0x28], r9
+        +183 mov [rbx + 0x30], rax
+        +187 mov [rbx + 0x38], r10
+        +191 mov [rbx + 0x40], r11
+        +195 mov dword ptr [rbx + 0x44], 1
+        +202 mov r10, 0x7d0000000000
+        +212 add r11, r11
+        +215 mov r10, [r10 + r11*8]
+        +219 mov [rbx + 0x48], r10
+        +223 mov r10, [rbp + 8]
+        +227 mov [rbx + 0x68], r10
+        +231 lea r10, [rbp - 8]
+        +235 mov [rbx + 0x58], r10
+        +239 and rsp, 0xfffffffffffffff0
+        +243 mov eax, [rbx + 0x40]
+        +246 mov r11, 0x7e0000000000
+        +256 add rax, rax
+        +259 mov rsi, [r11 + rax*8]
+        +263 lea rdi, [rbx]
+        +266 call 0x50001000
+        +271 mov eax, [rbx + 0x40]
+        +274 mov r11, 0x7e0000000000
+        +284 add rax, rax
+        +287 mov rsi, [r11 + rax*8]
+        +291 lea rdi, [rbx]
+        +294 call 0x50002800
+        +299 test rax, rax
+        +302 jne 0x50000046
+        +308 mov qword ptr [rsp - 8], 0
+        +317 mov rdi, [rbx]
+        +320 mov rsi, [rbx + 8]
+        +324 mov rdx, [rbx + 0x10]
+        +328 mov rcx, [rbx + 0x18]
+        +332 mov r8, [rbx + 0x20]
+        +336 mov r9, [rbx + 0x28]
+        +340 lea rsp, [rbx - 8]
+        +344 mov r11, [rbp + 0x18]
+        +348 push r11
+        +350 mov r11, [rbp + 0x10]
+        +354 push r11
+        +356 mov r11, [rbx + 0x60]
+        +360 push r11
+        +362 mov rax, [rbx + 0x30]
+        +366 mov r10, [rbx + 0x38]
+        +370 mov rbx, [rbp - 8]
+        +374 test rsp, rsp
+        +377 ret
+        +378 int3
+    "#]],
+    );
 }
 
 #[test]
@@ -77,14 +233,16 @@ fn side_stack_one_program_each() {
             +0   int3
             +1   cmp rbx, [rcx + 0x10]
             +5   jb 0x50000000
-            +11  mov r10, 0xffffffffffffffff
-            +18  mov [rbx + 0x58], r10
-            +22  mov [rcx], rbx
-            +25  inc qword ptr [rcx + 0x20]
-            +29  sub rbx, 0xb0
-            +36  cmp rbp, [rbx + 0x58]
-            +40  jne 0x50000001
-            +46  jmp 0x50000066
+            +11  mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +19  mov [rcx], rbx
+            +22  inc qword ptr [rcx + 0x20]
+            +26  sub rbx, 0xb0
+            +33  cmp rbp, [rbx + 0x58]
+            +37  jne 0x50000001
+            +43  jmp 0x50000066
+            +48  int3
+            +49  int3
+            +50  int3
             +51  int3
             +52  int3
             +53  int3
@@ -117,70 +275,69 @@ fn side_stack_one_program_each() {
             +135 mov rsi, [r11 + rax*8]
             +139 lea rdi, [rbx]
             +142 call 0x50002000
-            +147 xor eax, eax
-            +149 mov [rsp - 8], rax
-            +154 mov rax, [rbx + 0x30]
-            +158 mov rdx, [rbx + 0x38]
-            +162 mov rcx, fs:[0xffffffffffffffc0]
-            +171 mov r11, 0xffffffffffffffff
-            +178 mov [rbx + 0x58], r11
-            +182 mov [rcx], rbx
-            +185 mov rsp, rbp
-            +188 pop rbp
-            +189 pop rbx
-            +190 ret
-            +191 int3
-            +192 cmp rsp, 0xffffffffffffffff
-            +196 pop r10
-            +198 pop rbx
-            +199 pop rax
-            +200 pop rbp
-            +201 ret
-            +202 int3
-            +203 inc qword ptr [rax + 0x18]
-            +207 jmp 0x500000c0
-            +212 mov r10, rax
-            +215 sub rbx, 0xb0
-            +222 mov rax, 0xffffffffffffffff
-            +229 mov [rbx + 0x58], rax
-            +233 lea rax, [rbx + 0xb0]
-            +240 cmpxchg [r10], rbx
-            +244 mov rax, r10
-            +247 jne 0x5000019a
-            +253 inc qword ptr [rax + 0x20]
-            +257 jmp 0x5000019a
-            +262 mov r10, [rbx - 0x58]
-            +266 test r10, r10
-            +269 je 0x500001b0
-            +275 cmp rbp, [rbx - 0x58]
-            +279 jne 0x500000d4
-            +285 mov r10, [rbp + 0x10]
-            +289 sub r10, 0xb
-            +293 cmp r10, [rbx - 0x50]
-            +297 jne 0x500000d4
-            +303 jmp 0x500001b0
-            +308 push r11
-            +310 push rdi
-            +311 push rsi
-            +312 push rdx
-            +313 push rcx
-            +314 push r8
-            +316 push r9
-            +318 and rsp, 0xfffffffffffffff0
-            +322 call 0x50003000
-            +327 xor r11d, r11d
-            +330 mov [rsp - 8], r11
-            +335 lea rsp, [rbp - 0x50]
-            +339 pop r9
-            +341 pop r8
-            +343 pop rcx
-            +344 pop rdx
-            +345 pop rsi
-            +346 pop rdi
-            +347 pop r11
-            +349 test rax, rax
-            +352 je 0x500000c0
-            +358 jmp 0x5000019a
+            +147 mov qword ptr [rsp - 8], 0
+            +156 mov rax, [rbx + 0x30]
+            +160 mov rdx, [rbx + 0x38]
+            +164 mov rcx, fs:[0xffffffffffffffc0]
+            +173 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +181 mov [rcx], rbx
+            +184 mov rsp, rbp
+            +187 pop rbp
+            +188 pop rbx
+            +189 ret
+            +190 int3
+            +191 cmp rsp, 0xffffffffffffffff
+            +195 pop r10
+            +197 pop rbx
+            +198 pop rax
+            +199 pop rbp
+            +200 ret
+            +201 int3
+            +202 inc qword ptr [rax + 0x18]
+            +206 jmp 0x500000bf
+            +211 mov r10, rax
+            +214 sub rbx, 0xb0
+            +221 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
+            +229 lea rax, [rbx + 0xb0]
+            +236 cmpxchg [r10], rbx
+            +240 mov rax, r10
+            +243 jne 0x5000019a
+            +249 inc qword ptr [rax + 0x20]
+            +253 jmp 0x5000019a
+            +258 mov r10, [rbx - 0x58]
+            +262 test r10, r10
+            +265 je 0x500001b0
+            +271 cmp rbp, [rbx - 0x58]
+            +275 jne 0x500000d3
+            +281 mov r10, [rbp + 0x10]
+            +285 sub r10, 0xb
+            +289 cmp r10, [rbx - 0x50]
+            +293 jne 0x500000d3
+            +299 jmp 0x500001b0
+            +304 push r11
+            +306 push rdi
+            +307 push rsi
+            +308 push rdx
+            +309 push rcx
+            +310 push r8
+            +312 push r9
+            +314 and rsp, 0xfffffffffffffff0
+            +318 call 0x50003000
+            +323 mov qword ptr [rsp - 8], 0
+            +332 lea rsp, [rbp - 0x50]
+            +336 pop r9
+            +338 pop r8
+            +340 pop rcx
+            +341 pop rdx
+            +342 pop rsi
+            +343 pop rdi
+            +344 pop r11
+            +346 test rax, rax
+            +349 je 0x500000bf
+            +355 jmp 0x5000019a
+            +360 int3
+            +361 int3
+            +362 int3
             +363 int3
             +364 int3
             +365 int3
@@ -209,14 +366,14 @@ fn side_stack_one_program_each() {
             +390 push r10
             +392 mov rax, fs:[0xffffffffffffffc0]
             +401 test rax, rax
-            +404 je 0x50000134
+            +404 je 0x50000130
             +410 mov rbx, [rax]
             +413 cmp rbp, [rbx - 0x58]
-            +417 jae 0x50000106
+            +417 jae 0x50000102
             +423 cmp rbx, [rax]
             +426 jne 0x5000019a
             +432 cmp rbx, [rax + 8]
-            +436 jae 0x500000cb
+            +436 jae 0x500000ca
             +442 lea r10, [rbx + 0xb0]
             +449 mov [rax], r10
             +452 mov [rbx + 0x58], rbp
@@ -227,38 +384,36 @@ fn side_stack_one_program_each() {
             +471 mov [rbx + 0x20], r8
             +475 mov [rbx + 0x28], r9
             +479 mov [rbx + 0x40], r11
-            +483 mov eax, 1
-            +488 mov [rbx + 0x44], eax
-            +491 mov r10, [rbp + 0x10]
-            +495 mov [rbx + 0x68], r10
-            +499 mov r10, [rbp + 8]
-            +503 mov [rbx + 0x60], r10
-            +507 mov r10, 0x7d0000000000
-            +517 mov r10, [r10 + r11*8]
-            +521 mov [rbx + 0x48], r10
-            +525 and rsp, 0xfffffffffffffff0
-            +529 mov eax, [rbx + 0x40]
-            +532 mov r11, 0x7e0000000000
-            +542 add rax, rax
-            +545 mov rsi, [r11 + rax*8]
-            +549 lea rdi, [rbx]
-            +552 call 0x50001000
-            +557 xor eax, eax
-            +559 mov [rsp - 8], rax
-            +564 mov rdi, [rbx]
-            +567 mov rsi, [rbx + 8]
-            +571 mov rdx, [rbx + 0x10]
-            +575 mov rcx, [rbx + 0x18]
-            +579 mov r8, [rbx + 0x20]
-            +583 mov r9, [rbx + 0x28]
-            +587 lea rsp, [rbp - 0x18]
-            +591 test rsp, rsp
-            +594 pop r10
-            +596 pop rbx
-            +597 pop rax
-            +598 pop rbp
-            +599 ret
-            +600 int3
+            +483 mov dword ptr [rbx + 0x44], 1
+            +490 mov r10, [rbp + 0x10]
+            +494 mov [rbx + 0x68], r10
+            +498 mov r10, [rbp + 8]
+            +502 mov [rbx + 0x60], r10
+            +506 mov r10, 0x7d0000000000
+            +516 mov r10, [r10 + r11*8]
+            +520 mov [rbx + 0x48], r10
+            +524 and rsp, 0xfffffffffffffff0
+            +528 mov eax, [rbx + 0x40]
+            +531 mov r11, 0x7e0000000000
+            +541 add rax, rax
+            +544 mov rsi, [r11 + rax*8]
+            +548 lea rdi, [rbx]
+            +551 call 0x50001000
+            +556 mov qword ptr [rsp - 8], 0
+            +565 mov rdi, [rbx]
+            +568 mov rsi, [rbx + 8]
+            +572 mov rdx, [rbx + 0x10]
+            +576 mov rcx, [rbx + 0x18]
+            +580 mov r8, [rbx + 0x20]
+            +584 mov r9, [rbx + 0x28]
+            +588 lea rsp, [rbp - 0x18]
+            +592 test rsp, rsp
+            +595 pop r10
+            +597 pop rbx
+            +598 pop rax
+            +599 pop rbp
+            +600 ret
+            +601 int3
         "#]],
     );
 }

@@ -210,6 +210,12 @@ impl State {
                 }
                 return;
             }
+            (Mnemonic::Mov, _) if instruction.op0_kind() == OpKind::Memory => {
+                if let Some(at) = self.place(instruction) {
+                    self.stack.insert(at, Value::Other);
+                }
+                return;
+            }
             (Mnemonic::Mov, OpKind::Register) => self.registers[&instruction.op1_register()],
             (Mnemonic::Mov, OpKind::Memory) => {
                 let at = self.place(instruction);

@@ -193,10 +193,12 @@ impl Machine {
                 self.set(to.full_register(), value);
             }
             // Below the stack pointer is nothing but the return address of the last call.
-            (Mnemonic::Mov, OpKind::Memory, OpKind::Register)
-                if self.get(Register::RSP).plus(-8) == self.address(it) =>
-            {
-                assert_eq!(self.get(from), Value::Number(0));
+            (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32to64) => {
+                assert_eq!(self.get(Register::RSP).plus(-8), self.address(it));
+                assert_eq!(it.immediate(1), 0);
+            }
+            (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32) => {
+                self.store(self.address(it), 4, Value::Number(it.immediate(1)));
             }
             (Mnemonic::Mov, OpKind::Memory, OpKind::Register) => {
                 let (place, value) = (self.address(it), self.get(from.full_register()));
@@ -206,9 +208,7 @@ impl Machine {
                         self.store(place, 4, value);
                         self.store(place.plus(4), 4, Value::Number(0));
                     }
-                    (4, Value::Number(_)) | (8, _) => {
-                        self.store(place, from.size() as i64, value);
-                    }
+                    (8, _) => self.store(place, 8, value),
                     _ => panic!("a narrow store"),
                 }
             }

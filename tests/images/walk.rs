@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, MakeSideStack, SideStackBodies, SideStackPlace,
-    SwapBodies, exit_thunk,
+    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, FrameBodies, Kept, MakeSideStack, SideStackBodies,
+    SideStackPlace, SwapBodies, exit_thunk,
 };
 use fentry::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::{CodeBuffer, EncodeError};
@@ -40,11 +40,15 @@ const CALLEES: [Register; 6] =
 #[derive(Clone, Copy, Debug)]
 enum Form {
     SideStack(Stride),
+    Frame(u8),
     Swap(IndexFrom),
     Called(u8),
 }
 
-const FORMS: [Form; 7] = [
+const FORMS: [Form; 10] = [
+    Form::Frame(0),
+    Form::Frame(1),
+    Form::Frame(255),
     Form::SideStack(Stride::Eight),
     Form::SideStack(Stride::Sixteen),
     Form::Swap(IndexFrom::Thunk),
@@ -75,6 +79,13 @@ impl Case<'_> {
                     SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
                 bodies.emit(code)
             }
+            Form::Frame(stack_arguments) => {
+                let functions = CookiePlace { column: 0x7d00_0000_0000, stride: Stride::Sixteen };
+                let modify = &self.modify()[..];
+                let bodies =
+                    FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
+                bodies.emit(code)
+            }
             Form::Swap(index) => {
                 SwapBodies { index, return_to_entry: 0x8000, side_stack, vectors, entries, exits }
                     .emit(code)
@@ -90,14 +101,18 @@ impl Case<'_> {
                     entries,
                     exits,
                 };
-                trampoline.emit(code).map(|start| Bodies { enter: start, exit: start })
+                trampoline.emit(code).map(|start| Bodies {
+                    enter: start,
+                    exit: start,
+                    kept: Kept::OnSideStack,
+                })
             }
         }
     }
 
     /// Programs that may modify the return, where the form has such.
     fn modify(&self) -> Vec<ProgramCall> {
-        let of_form = matches!(self.form, Form::SideStack(_));
+        let of_form = matches!(self.form, Form::SideStack(_) | Form::Frame(_));
         let calls = self.entries.iter().take(if of_form { 2 } else { 0 });
         calls.map(|call| ProgramCall { session: None, ..*call }).collect()
     }
@@ -106,6 +121,9 @@ impl Case<'_> {
         let (entries, exits) = (self.entries.len(), self.exits.len());
         match self.form {
             Form::SideStack(_) => SideStackBodies::max_size(entries + self.modify().len(), exits),
+            Form::Frame(words) => {
+                FrameBodies::max_size(entries + self.modify().len(), exits, words)
+            }
             Form::Swap(_) => SwapBodies::max_size(entries, exits),
             Form::Called(words) => CalledTrampoline::max_size(entries, exits, words),
         }
@@ -124,7 +142,9 @@ impl Case<'_> {
             expected.insert(ORIGIN);
             self.called(walk.from(bodies.enter));
         } else {
-            expected.extend(self.make.map(|make| make.target));
+            if !matches!(self.form, Form::Frame(_)) {
+                expected.extend(self.make.map(|make| make.target));
+            }
             self.enter(walk.from(bodies.enter));
             self.exit(walk.from(bodies.exit));
         }
@@ -137,14 +157,23 @@ impl Case<'_> {
     }
 
     fn enter(&self, ends: BTreeSet<End>) {
+        // What is left on the stack, and the frame pointer.
+        let (rsp, changed) = match self.form {
+            Form::Frame(words) => (-frame_and_copy(words), vec![Register::R11, Register::RBP]),
+            _ => (0, vec![Register::R11]),
+        };
         let end = |flags| End {
             by: Mnemonic::Ret,
-            rsp: Value::Stack(0),
+            rsp: Value::Stack(rsp),
             flags: Some(flags),
-            changed: BTreeSet::from([Register::R11]),
+            changed: changed.iter().copied().collect(),
         };
-        // `test rsp, rsp`: neither carry nor zero. `cmp rsp, -1`: carry.
-        let expected = BTreeSet::from([end(Code::Test_rm64_r64), end(Code::Cmp_rm64_imm8)]);
+        // `test rsp, rsp`: neither carry nor zero. `cmp rsp, -1`: carry, for a call that runs
+        // unhooked, for which the frame form has no reason.
+        let mut expected = BTreeSet::from([end(Code::Test_rm64_r64)]);
+        if !matches!(self.form, Form::Frame(_)) {
+            expected.insert(end(Code::Cmp_rm64_imm8));
+        }
         // A call that runs unhooked may find even that register unchanged.
         let mut ends: BTreeSet<_> = ends
             .into_iter()
@@ -159,8 +188,9 @@ impl Case<'_> {
         assert_eq!(skipped.is_empty(), self.modify().is_empty(), "{:?}", self.form);
         for end in skipped {
             ends.remove(&end);
-            assert_eq!((end.by, end.rsp), (Mnemonic::Ret, Value::Stack(0)));
-            assert!(CALLEES.iter().all(|register| !end.changed.contains(register)));
+            assert_eq!((end.by, end.rsp), (Mnemonic::Ret, Value::Stack(rsp)));
+            let kept = |register| changed.contains(register) || !end.changed.contains(register);
+            assert!(CALLEES.iter().all(kept), "{:?}: {:?}", self.form, end.changed);
         }
 
         assert_eq!(ends, expected, "{:?}", self.form);
@@ -169,6 +199,7 @@ impl Case<'_> {
     fn exit(&self, ends: BTreeSet<End>) {
         let (by, rsp) = match self.form {
             Form::SideStack(_) => (Mnemonic::Ret, -8),
+            Form::Frame(words) => (Mnemonic::Ret, frame_and_copy(words)),
             _ => (Mnemonic::Jmp, 0),
         };
         self.leaves(&ends, by, rsp);
@@ -181,11 +212,23 @@ impl Case<'_> {
     fn leaves(&self, ends: &BTreeSet<End>, by: Mnemonic, rsp: i64) {
         for end in ends {
             assert_eq!((end.by, end.rsp), (by, Value::Stack(rsp)), "{:?}", self.form);
-            let kept = CALLEES.iter().all(|register| !end.changed.contains(register));
-            assert!(kept, "{:?}: {:?}", self.form, end.changed);
+            // The frame form restores two of them from the stack that `enter` has left.
+            let left = |register: &Register| {
+                let two = [Register::RBX, Register::RBP].contains(register);
+                two && matches!(self.form, Form::Frame(_))
+            };
+            let kept = |register| left(register) || !end.changed.contains(register);
+            assert!(CALLEES.iter().all(kept), "{:?}: {:?}", self.form, end.changed);
         }
         assert!(!ends.is_empty());
     }
+}
+
+/// Bytes that the frame form has on the stack below the caller's `rbp`, down to the return
+/// address in the thunk: the caller's `rbx`, the exit context, and the copy of the arguments.
+fn frame_and_copy(words: u8) -> i64 {
+    // An odd number of words, so that the origin's stack is aligned as its caller meant it.
+    8 + 176 + 8 * i64::from(words | 1) + 8
 }
 
 fn each_case(mut each: impl FnMut(&Case<'_>)) {
@@ -229,7 +272,7 @@ fn an_image_fits_no_smaller_buffer() {
 
 #[test]
 fn a_thunk_has_direct_branches_only() {
-    let bodies = Bodies { enter: IMAGE + 0x1000, exit: IMAGE - 0x1000 };
+    let bodies = Bodies { enter: IMAGE + 0x1000, exit: IMAGE - 0x1000, kept: Kept::OnSideStack };
     for index in [0, 1, u32::MAX] {
         let mut bytes = [0; EXIT_THUNK_SIZE];
         let mut code = CodeBuffer::new(&mut bytes, IMAGE);

@@ -5,13 +5,13 @@ use fentry::patch::Protocol::Breakpoint;
 use crate::plan::{Break, CALL, NOP, Plan, Seen};
 
 /// One core that executes the site twice while it is switched on.
-const ON: Plan = Plan::one(Breakpoint, NOP, CALL, &[&[0, 0]]);
+const ON: Plan = Plan::one(Breakpoint, &[NOP, CALL], &[&[0, 0]]);
 /// The same while it is switched off.
-const OFF: Plan = Plan::one(Breakpoint, CALL, NOP, &[&[0, 0]]);
+const OFF: Plan = Plan::one(Breakpoint, &[CALL, NOP], &[&[0, 0]]);
 
 /// A model in which some core did not see some state proves nothing of it.
 fn saw_every_state(seen: &Seen) {
-    let Seen { old, guard, new, emulated, retried, .. } = seen;
+    let Seen { stages: [old, new, _], guard, emulated, retried, .. } = seen;
     for (what, count) in [("old", old), ("guard", guard), ("new", new)] {
         assert_ne!(count.get(), 0, "no execution of the model saw the {what} instruction");
     }
@@ -38,20 +38,20 @@ fn a_core_decodes_call_trap_or_nop_when_switched_off() {
 /// One core that executes the site once, in every order there is.
 #[test]
 fn a_core_decodes_whole_instructions_in_every_order() {
-    saw_every_state(&Plan::one(Breakpoint, NOP, CALL, &[&[0]]).explore(None));
+    saw_every_state(&Plan::one(Breakpoint, &[NOP, CALL], &[&[0]]).explore(None));
 }
 
 /// Two cores, which synchronise one after the other and may both be in the resolver.
 #[test]
 fn two_cores_trap_at_the_same_time() {
-    saw_every_state(&Plan::one(Breakpoint, NOP, CALL, &[&[0], &[0]]).explore(Some(3)));
+    saw_every_state(&Plan::one(Breakpoint, &[NOP, CALL], &[&[0], &[0]]).explore(Some(3)));
 }
 
 /// Two sites in one batch: no site's pass may run ahead of another's synchronisation, and a
 /// trap is resolved as the instruction of its own site.
 #[test]
 fn two_sites_of_a_batch_change_together() {
-    let batch = Plan { sites: 2, ..Plan::one(Breakpoint, NOP, CALL, &[&[0, 1]]) };
+    let batch = Plan { sites: 2, ..Plan::one(Breakpoint, &[NOP, CALL], &[&[0, 1]]) };
     saw_every_state(&batch.explore(Some(3)));
 }
 

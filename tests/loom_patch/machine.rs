@@ -8,7 +8,9 @@
 //! - An aligned store within 8 bytes is one (Intel SDM volume 3, "Guaranteed Atomic
 //!   Operations"), and a fetch sees all of it or nothing (AMD APM volume 2, "Cross-Modifying
 //!   Code", asynchronous modification; Intel's manual speaks of data only). So the first two
-//!   bytes of a site whose protocol stores them together are one atomic.
+//!   bytes of a site whose protocol stores them together are one atomic. Where the embedder
+//!   stores a whole site in one access, so are all five, beside those that are stored apart: of
+//!   what a fetch sees of both, each byte is the one that was stored later.
 //! - An interrupt is taken between two instructions, and `iret` serialises (Intel SDM volume
 //!   3, "Serializing Instructions"). So a core holds its [`boundary`](Core::boundary) while
 //!   it fetches, and to synchronise it is to hold that once.
@@ -20,12 +22,13 @@
 //! and makes that one's fetches less stale than they could be. So whatever is said of a
 //! single core is explored with one; two are there for what they share.
 
+use core::ops::Range;
 use std::sync::Arc;
 
 use fentry::addr::PatchSite;
 use fentry::patch::{Batch, Poke, Protocol, Resume, SITE_LEN, TrapResolver};
 use loom::sync::Mutex;
-use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering, fence};
+use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use loom::thread;
 
 use crate::plan::{Break, CALL, CALL_DISTANCE, NOP, Plan, Seen};
@@ -34,44 +37,106 @@ use crate::text::{Memory, Wires};
 /// How many sites a machine has, and where.
 pub const SITES: [u64; 2] = [0x1000, 0x1010];
 
-/// The first two bytes of a site: one unit of visibility, or two.
+/// Bytes that are visible at once or not at all, and the number of the store to their site that
+/// they are from, above them.
+pub struct Unit(AtomicU64);
+
+impl Unit {
+    fn new(bytes: &[u8]) -> Self {
+        Self(AtomicU64::new(Self::packed(0, bytes)))
+    }
+
+    fn packed(number: u64, bytes: &[u8]) -> u64 {
+        let mut all = [0; 8];
+        all[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(all) | number << 40
+    }
+
+    pub fn store(&self, number: u64, bytes: &[u8], order: Ordering) {
+        self.0.store(Self::packed(number, bytes), order);
+    }
+
+    /// Which store is seen, and its bytes.
+    fn load(&self) -> (u64, [u8; SITE_LEN]) {
+        let value = self.0.load(Ordering::Relaxed);
+        let [bytes @ .., _, _, _] = value.to_le_bytes();
+        (value >> 40, bytes)
+    }
+}
+
+/// The first two bytes of a site: one unit, or two.
 pub enum Head {
-    Pair(AtomicU16),
-    Bytes([AtomicU8; 2]),
+    Pair(Unit),
+    Bytes([Unit; 2]),
 }
 
 /// The five bytes of a site, as the coherent memory holds them.
 pub struct Site {
     pub head: Head,
-    tail: [AtomicU8; 3],
+    tail: [Unit; 3],
+    /// All five, if they can be stored at once.
+    pub whole: Option<Unit>,
 }
 
 impl Site {
-    fn new(bytes: [u8; SITE_LEN], paired: bool) -> Self {
-        let [first, second, tail @ ..] = bytes;
+    fn new(bytes: [u8; SITE_LEN], paired: bool, whole: bool) -> Self {
+        let [head @ .., _, _, _] = &bytes;
         let head = if paired {
-            Head::Pair(AtomicU16::new(u16::from_le_bytes([first, second])))
+            Head::Pair(Unit::new(head))
         } else {
-            Head::Bytes([AtomicU8::new(first), AtomicU8::new(second)])
+            Head::Bytes(head.map(|byte| Unit::new(&[byte])))
         };
-        Self { head, tail: tail.map(AtomicU8::new) }
+        let tail = [2, 3, 4].map(|at| Unit::new(&[bytes[at]]));
+        Self { head, tail, whole: whole.then(|| Unit::new(&bytes)) }
     }
 
-    /// All five bytes, once everything that was stored is visible to the caller.
-    fn bytes(&self) -> [u8; SITE_LEN] {
+    /// What the caller sees of the store of the whole site.
+    fn whole(&self) -> (u64, [u8; SITE_LEN]) {
+        self.whole.as_ref().map_or((0, [0; SITE_LEN]), Unit::load)
+    }
+
+    /// What the caller sees at `at`, which is in `unit` at `within`, beside the whole site.
+    fn byte(unit: &Unit, within: usize, whole: (u64, [u8; SITE_LEN]), at: usize) -> u8 {
+        let (number, bytes) = unit.load();
+        if number >= whole.0 { bytes[within] } else { whole.1[at] }
+    }
+
+    fn first(&self) -> u8 {
+        let whole = self.whole();
+        match &self.head {
+            Head::Pair(pair) => Self::byte(pair, 0, whole, 0),
+            Head::Bytes([first, _]) => Self::byte(first, 0, whole, 0),
+        }
+    }
+
+    /// What a core fetches that executes the site.
+    fn fetch(&self) -> Fetched {
+        let whole = self.whole();
         let [first, second] = match &self.head {
-            Head::Pair(pair) => pair.load(Ordering::Relaxed).to_le_bytes(),
-            Head::Bytes([first, second]) => [first, second].map(|at| at.load(Ordering::Relaxed)),
+            Head::Pair(pair) => {
+                let (number, bytes) = pair.load();
+                let [bytes @ .., _, _, _] = if number >= whole.0 { bytes } else { whole.1 };
+                bytes
+            }
+            Head::Bytes([first, second]) => match Self::byte(first, 0, whole, 0) {
+                0xcc => return Fetched::Trap,
+                byte => [byte, Self::byte(second, 0, whole, 1)],
+            },
         };
-        let [third, fourth, fifth] = [0, 1, 2].map(|at| self.tail[at].load(Ordering::Relaxed));
-        [first, second, third, fourth, fifth]
+        if [first, second] == [0xeb, 3] {
+            return Fetched::Jump;
+        }
+        let [third, fourth, fifth] =
+            [0, 1, 2].map(|at| Self::byte(&self.tail[at], 0, whole, 2 + at));
+        Fetched::Whole([first, second, third, fourth, fifth])
     }
 
-    pub fn store(&self, offset: usize, byte: u8, order: Ordering) {
+    /// Stores one byte, by itself.
+    pub fn store(&self, number: u64, offset: usize, byte: u8, order: Ordering) {
         match (&self.head, offset) {
-            (Head::Bytes(head), 0 | 1) => head[offset].store(byte, order),
+            (Head::Bytes(head), 0 | 1) => head[offset].store(number, &[byte], order),
             (Head::Pair(_), 0 | 1) => panic!("one byte of a pair was stored"),
-            (_, offset) => self.tail[offset - 2].store(byte, order),
+            (_, offset) => self.tail[offset - 2].store(number, &[byte], order),
         }
     }
 }
@@ -97,123 +162,144 @@ pub struct Machine {
     pub plan: Plan,
     pub sites: Vec<Site>,
     pub cores: Vec<Core>,
-    traps: TrapResolver,
-    /// The batch has returned. Relaxed, so that seeing it synchronises nothing.
-    over: AtomicBool,
+    /// What a trap handler asks, in turn.
+    traps: Vec<TrapResolver>,
+    /// How many batches have returned that had the site. Relaxed, so that seeing it
+    /// synchronises nothing.
+    over: Vec<AtomicUsize>,
     seen: Arc<Seen>,
 }
 
 impl Machine {
-    /// Fetches the instruction at `site`, as the core whose `boundary` is held.
-    fn fetch(&self, site: &Site) -> Fetched {
-        let load = |byte: &AtomicU8| byte.load(Ordering::Relaxed);
-        let [first, second] = match &site.head {
-            Head::Pair(pair) => pair.load(Ordering::Relaxed).to_le_bytes(),
-            Head::Bytes([first, second]) => match load(first) {
-                0xcc => return Fetched::Trap,
-                byte => [byte, load(second)],
-            },
-        };
-        if [first, second] == [0xeb, 3] {
-            return Fetched::Jump;
-        }
-        let [third, fourth, fifth] = [0, 1, 2].map(|at| load(&site.tail[at]));
-        Fetched::Whole([first, second, third, fourth, fifth])
-    }
-
     /// One core's life: it executes its sites, one after the other.
     fn run(&self, core: usize) {
         let plan = &self.plan;
-        // Set once the core knows that the batch is over, from then on with certainty.
-        let mut over = false;
+        let batches = plan.stages.len() - 1;
+        // How many batches of each site the core knows to be over, from then on with certainty.
+        let mut over = [0; SITES.len()];
         for &at in plan.cores[core] {
-            over |= self.over.load(Ordering::Relaxed);
+            over[at] = over[at].max(self.over[at].load(Ordering::Relaxed));
             let fetched = {
                 let _boundary = self.cores[core].boundary.lock();
-                self.fetch(&self.sites[at])
+                self.sites[at].fetch()
             };
+            let done = over[at] == batches;
             match fetched {
-                Fetched::Whole(bytes) if bytes == plan.new => {
-                    self.seen.new.up();
-                    assert!(at < plan.heads(), "new instruction at a site that never got it");
-                    let taken_back = over && !plan.lands() && !plan.sticks();
-                    assert!(!taken_back, "new instruction after it was taken back");
+                Fetched::Whole(bytes) => {
+                    let is_it = |stage: &[u8; SITE_LEN]| *stage == bytes;
+                    let latest = plan.stages.iter().rposition(is_it);
+                    let latest = latest.unwrap_or_else(|| panic!("torn instruction {bytes:02x?}"));
+                    self.seen.stages[plan.stages.iter().position(is_it).unwrap()].up();
+                    if plan.lands() {
+                        assert!(latest >= over[at], "old instruction after the batch");
+                    } else if latest == 1 {
+                        assert!(at < plan.heads(), "new instruction at a site that never got it");
+                        assert!(!done || plan.sticks(), "new instruction after it was taken back");
+                    }
                 }
-                Fetched::Whole(bytes) if bytes == plan.old => {
-                    self.seen.old.up();
-                    assert!(!over || !plan.lands(), "old instruction after the batch");
-                }
-                Fetched::Whole(bytes) => panic!("torn instruction {bytes:02x?}"),
                 Fetched::Jump => {
                     self.seen.guard.up();
                     assert_eq!(plan.protocol, Protocol::ShortJump);
-                    assert!(!over || plan.sticks(), "guard after the batch");
+                    assert!(!done || plan.sticks(), "guard after the batch");
                 }
                 Fetched::Trap => {
                     self.seen.guard.up();
                     assert_eq!(plan.protocol, Protocol::Breakpoint);
-                    assert!(!over, "guard after the batch");
+                    assert!(!done, "guard after the batch");
                     fence(Ordering::Acquire);
-                    over |= self.trap(at);
+                    over[at] = self.trap(at, over[at]);
                 }
             }
         }
     }
 
-    /// A core's trap handler. Returns whether it learned that the batch is over.
-    fn trap(&self, at: usize) -> bool {
-        let site = SITES[at];
-        let Head::Bytes([first, _]) = &self.sites[at].head else { panic!("no such guard") };
-        let end = site + SITE_LEN as u64;
-        match self.traps.resolve(site, || first.load(Ordering::Relaxed)) {
-            Resume::Call { target, return_to } if self.plan.new == CALL => {
-                assert_eq!((target, return_to), (end + CALL_DISTANCE, end));
-            }
-            Resume::At(next) if self.plan.new == NOP => assert_eq!(next, end),
-            Resume::Retry => {
+    /// A core's trap handler, when so many batches are known to be over. Returns how many are
+    /// known to be over then.
+    fn trap(&self, at: usize, over: usize) -> usize {
+        let ask = |traps: &TrapResolver| traps.resolve(SITES[at], || self.sites[at].first());
+        let told = self.traps.iter().map(ask).find(|told| *told != Resume::NotOurs);
+        match told {
+            Some(Resume::Retry) => {
                 self.seen.retried.up();
-                return true;
+                over + 1
             }
-            Resume::NotOurs => panic!("our own trap was passed on"),
-            other => panic!("resumed with {other:x?}"),
+            Some(told) => {
+                self.seen.emulated.up();
+                let as_one_of = &self.plan.stages[over + 1..];
+                let right = as_one_of.iter().any(|new| told == behaviour(*new, SITES[at]));
+                assert!(right, "resumed with {told:x?}");
+                over
+            }
+            None => panic!("our own trap was passed on"),
         }
-        self.seen.emulated.up();
-        false
+    }
+
+    /// Applies the batches of these sites, one after the other, as the patching thread of this
+    /// number.
+    fn patch(self: &Arc<Self>, sites: Range<usize>, thread: usize) {
+        let plan = &self.plan;
+        let mut text = Memory::new(Arc::clone(self));
+        let mut wires = Wires::new(Arc::clone(self), thread);
+        for (before, change) in plan.stages.windows(2).enumerate() {
+            let mut pokes: Vec<_> = sites
+                .clone()
+                .map(|site| Poke::new(PatchSite::new(SITES[site]), change[0], change[1]))
+                .collect();
+            let batch = Batch::new(plan.protocol, &mut pokes);
+            let traps = &self.traps[thread.min(self.traps.len() - 1)];
+            // SAFETY: nobody else writes to these sites, each stage is one instruction, and
+            // every trap of the machine asks this resolver.
+            let applied = unsafe { batch.apply(&mut text, &mut wires, traps) };
+            for site in sites.clone() {
+                self.over[site].store(before + 1, Ordering::Relaxed);
+            }
+            plan.judge(applied);
+        }
+    }
+}
+
+/// What `instruction` at `site` does.
+fn behaviour(instruction: [u8; SITE_LEN], site: u64) -> Resume {
+    let end = site + SITE_LEN as u64;
+    match instruction {
+        NOP => Resume::At(end),
+        CALL => Resume::Call { target: end + CALL_DISTANCE, return_to: end },
+        _ => panic!("no trap is resolved as this"),
     }
 }
 
 /// One execution of the model.
 pub fn execute(plan: Plan, seen: Arc<Seen>) {
     let paired = plan.protocol == Protocol::ShortJump && plan.breaks != Break::Split;
+    let resolvers = if plan.breaks == Break::OneResolver { 1 } else { plan.threads() };
+    let site = |_| Site::new(plan.stages[0], paired, plan.one_store);
     let machine = Arc::new(Machine {
         plan,
-        sites: (0..plan.sites).map(|_| Site::new(plan.old, paired)).collect(),
+        sites: (0..plan.sites).map(site).collect(),
         cores: plan.cores.iter().map(|_| Core { boundary: Mutex::new(()) }).collect(),
-        traps: TrapResolver::new(),
-        over: AtomicBool::new(false),
+        traps: (0..resolvers).map(|_| TrapResolver::new()).collect(),
+        over: (0..plan.sites).map(|_| AtomicUsize::new(0)).collect(),
         seen,
     });
     let cores = (0..plan.cores.len()).map(|core| {
         let machine = Arc::clone(&machine);
         thread::spawn(move || machine.run(core))
     });
-    let cores: Vec<_> = cores.collect();
-    let mut text = Memory::new(Arc::clone(&machine));
-    let mut wires = Wires::new(Arc::clone(&machine));
-    let mut pokes: Vec<_> = (0..plan.sites)
-        .map(|site| Poke::new(PatchSite::new(SITES[site]), plan.old, plan.new))
-        .collect();
-    let batch = Batch::new(plan.protocol, &mut pokes);
-    // SAFETY: nobody else writes to the machine's text, a nop or a call is one
-    // instruction, and every trap of the machine asks its one resolver.
-    let applied = unsafe { batch.apply(&mut text, &mut wires, &machine.traps) };
-    machine.over.store(true, Ordering::Relaxed);
-    plan.judge(applied);
-    for core in cores {
-        core.join().unwrap();
+    let mut others: Vec<_> = cores.collect();
+    if plan.apart {
+        let second = Arc::clone(&machine);
+        others.push(thread::spawn(move || second.patch(1..2, 1)));
+        machine.patch(0..1, 0);
+    } else {
+        machine.patch(0..plan.sites, 0);
     }
-    let stands = if plan.lands() { plan.new } else { plan.old };
+    for thread in others {
+        thread.join().unwrap();
+    }
+    let stages = plan.stages;
+    let stands = if plan.lands() { stages[stages.len() - 1] } else { stages[0] };
     for site in &machine.sites {
-        assert!(plan.sticks() || site.bytes() == stands, "{:02x?} was left", site.bytes());
+        let left = matches!(site.fetch(), Fetched::Whole(bytes) if bytes == stands);
+        assert!(plan.sticks() || left, "something else was left");
     }
 }

@@ -12,7 +12,9 @@
 
 mod breakpoint;
 mod machine;
+mod one_store;
 mod plan;
 mod rollback;
 mod short_jump;
 mod text;
+mod two_batches;

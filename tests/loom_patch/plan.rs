@@ -14,13 +14,20 @@ pub const NOP: [u8; SITE_LEN] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 pub const CALL: [u8; SITE_LEN] = [0xe8, 0xf1, 0xf2, 0xf3, 0x04];
 /// How far behind its end `CALL` goes.
 pub const CALL_DISTANCE: u64 = 0x04f3_f2f1;
+/// `call` to elsewhere, no byte of whose distance is that of `CALL`.
+pub const OTHER_CALL: [u8; SITE_LEN] = [0xe8, 0xe1, 0xe2, 0xe3, 0x05];
 
-/// One model: a batch, the cores that execute its sites meanwhile, and what breaks.
+/// One model: batches, the cores that execute its sites meanwhile, and what breaks.
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub protocol: Protocol,
-    pub old: [u8; SITE_LEN],
-    pub new: [u8; SITE_LEN],
+    /// What every site holds at first, and what each batch makes of it in turn: the next one
+    /// begins as soon as one has returned.
+    pub stages: &'static [[u8; SITE_LEN]],
+    /// Whether the machine can store a whole site at once.
+    pub one_store: bool,
+    /// Whether each of two sites is in batches of its own, applied by threads of their own.
+    pub apart: bool,
     /// How many of [`machine::SITES`] the batch has.
     pub sites: usize,
     /// For each core, the sites that it executes, one after the other.
@@ -46,21 +53,27 @@ pub enum Break {
     StoreAndSkip(usize, usize),
     /// Mutant: the synchronisation of this number does nothing.
     Skip(usize),
-    /// Mutant: the two bytes of a pair become visible one by one.
+    /// Mutant: neither does any later one.
+    SkipFrom(usize),
+    /// Mutant: the synchronisations of the second patching thread do nothing.
+    SkipOfSecond,
+    /// Mutant: what is stored at once becomes visible byte by byte.
     Split,
     /// Mutant: a tail is stored only after the head that follows it.
     LateTails,
     /// Mutant: stores to text may overtake what the core stored before.
     Overtake,
+    /// Mutant: two batches at the same time have one resolver.
+    OneResolver,
 }
 
 /// Which events the executions of a model had, so that a model that shows nothing fails.
 #[derive(Default)]
 pub struct Seen {
     pub executions: Count,
-    pub old: Count,
+    /// How often each stage was decoded, one that comes again where it came first.
+    pub stages: [Count; 3],
     pub guard: Count,
-    pub new: Count,
     /// Traps whose core was told to behave as the new instruction.
     pub emulated: Count,
     /// Traps that arrived when their batch was over.
@@ -82,14 +95,14 @@ impl Count {
 }
 
 impl Plan {
-    /// A batch of one site, and cores that fetch as `cores` says.
+    /// Batches of one site, and cores that fetch as `cores` says.
     pub const fn one(
         protocol: Protocol,
-        old: [u8; SITE_LEN],
-        new: [u8; SITE_LEN],
+        stages: &'static [[u8; SITE_LEN]],
         cores: &'static [&'static [usize]],
     ) -> Self {
-        Self { protocol, old, new, sites: 1, cores, breaks: Break::Nothing }
+        let (one_store, apart, breaks) = (false, false, Break::Nothing);
+        Self { protocol, stages, one_store, apart, sites: 1, cores, breaks }
     }
 
     /// The same, but for what breaks.
@@ -102,7 +115,8 @@ impl Plan {
     pub fn heads(&self) -> usize {
         match self.breaks {
             Break::Store(number) | Break::StoresFrom(number) | Break::StoreAndSkip(number, _) => {
-                (number - 1).saturating_sub(2 * self.sites)
+                let before = if self.one_store { 0 } else { 2 * self.sites };
+                (number - 1).saturating_sub(before)
             }
             Break::Synchronise(1 | 2) | Break::SynchronisesFrom(1 | 2) => 0,
             _ => self.sites,
@@ -111,8 +125,16 @@ impl Plan {
 
     /// Whether `apply` is to succeed.
     pub fn lands(&self) -> bool {
-        use Break::{LateTails, Nothing, Overtake, Skip, Split};
-        matches!(self.breaks, Nothing | Skip(_) | Split | LateTails | Overtake)
+        use Break::{Store, StoreAndSkip, StoresFrom, Synchronise, SynchronisesFrom};
+        !matches!(
+            self.breaks,
+            Store(_) | StoreAndSkip(..) | StoresFrom(_) | Synchronise(_) | SynchronisesFrom(_)
+        )
+    }
+
+    /// How many threads apply batches.
+    pub fn threads(&self) -> usize {
+        if self.apart { 2 } else { 1 }
     }
 
     /// Whether the batch can neither land nor be taken back.

@@ -9,10 +9,10 @@ use fentry::patch::Protocol::{Breakpoint, ShortJump};
 use crate::plan::{Break, CALL, NOP, Plan};
 
 /// Two sites, so that a pass can fail between them, and a core that executes both.
-const JUMP: Plan = Plan { sites: 2, ..Plan::one(ShortJump, NOP, CALL, &[&[0, 1]]) };
-const TRAP: Plan = Plan { sites: 2, ..Plan::one(Breakpoint, NOP, CALL, &[&[0, 1]]) };
+const JUMP: Plan = Plan { sites: 2, ..Plan::one(ShortJump, &[NOP, CALL], &[&[0, 1]]) };
+const TRAP: Plan = Plan { sites: 2, ..Plan::one(Breakpoint, &[NOP, CALL], &[&[0, 1]]) };
 /// The same with a core that executes the first site twice: before a failure and after it.
-const AGAIN: Plan = Plan { sites: 2, ..Plan::one(ShortJump, NOP, CALL, &[&[0, 0]]) };
+const AGAIN: Plan = Plan { sites: 2, ..Plan::one(ShortJump, &[NOP, CALL], &[&[0, 0]]) };
 
 /// Stores of a batch of two sites: one for each site in each of three passes.
 const STORES: usize = 6;
@@ -23,9 +23,9 @@ const SYNCHRONISATIONS: usize = 3;
 /// stored, and the new instruction exactly where a head was.
 fn shows(plan: Plan, guarded: bool, headed: bool) {
     let seen = plan.explore(Some(3));
-    assert_ne!(seen.old.get(), 0, "{:?}: nobody saw the old instruction", plan.breaks);
+    assert_ne!(seen.stages[0].get(), 0, "{:?}: nobody saw the old instruction", plan.breaks);
     assert_eq!(seen.guard.get() != 0, guarded, "{:?}: guards", plan.breaks);
-    assert_eq!(seen.new.get() != 0, headed, "{:?}: new instructions", plan.breaks);
+    assert_eq!(seen.stages[1].get() != 0, headed, "{:?}: new instructions", plan.breaks);
 }
 
 /// The short jump, with each of its stores failing.

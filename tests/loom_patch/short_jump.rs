@@ -5,13 +5,15 @@ use fentry::patch::Protocol::ShortJump;
 use crate::plan::{Break, CALL, NOP, Plan, Seen};
 
 /// One core that executes the site twice while it is switched on.
-const ON: Plan = Plan::one(ShortJump, NOP, CALL, &[&[0, 0]]);
+const ON: Plan = Plan::one(ShortJump, &[NOP, CALL], &[&[0, 0]]);
 /// The same while it is switched off.
-const OFF: Plan = Plan::one(ShortJump, CALL, NOP, &[&[0, 0]]);
+const OFF: Plan = Plan::one(ShortJump, &[CALL, NOP], &[&[0, 0]]);
 
 /// A model in which some core did not see some state proves nothing of it.
 fn saw_every_state(seen: &Seen) {
-    for (what, count) in [("old", &seen.old), ("guard", &seen.guard), ("new", &seen.new)] {
+    for (what, count) in
+        [("old", &seen.stages[0]), ("guard", &seen.guard), ("new", &seen.stages[1])]
+    {
         assert_ne!(count.get(), 0, "no execution of the model saw the {what} instruction");
     }
 }
@@ -34,13 +36,13 @@ fn a_core_decodes_call_jump_or_nop_when_switched_off() {
 /// The same with two cores, which synchronise one after the other.
 #[test]
 fn two_cores_decode_whole_instructions() {
-    saw_every_state(&Plan::one(ShortJump, NOP, CALL, &[&[0, 0], &[0]]).explore(Some(3)));
+    saw_every_state(&Plan::one(ShortJump, &[NOP, CALL], &[&[0, 0], &[0]]).explore(Some(3)));
 }
 
 /// Two sites in one batch: no site's pass may run ahead of another's synchronisation.
 #[test]
 fn two_sites_of_a_batch_change_together() {
-    let batch = Plan { sites: 2, ..Plan::one(ShortJump, NOP, CALL, &[&[0, 1]]) };
+    let batch = Plan { sites: 2, ..Plan::one(ShortJump, &[NOP, CALL], &[&[0, 1]]) };
     saw_every_state(&batch.explore(None));
 }
 

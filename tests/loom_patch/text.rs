@@ -14,7 +14,7 @@ pub struct Memory {
     machine: Arc<Machine>,
     /// What the patching core has stored, which is what it reads.
     bytes: Vec<[u8; SITE_LEN]>,
-    /// Stores so far.
+    /// Stores so far, the first of which is number 1.
     stores: usize,
     /// The tail that [`Break::LateTails`] holds back: its site, and where it starts.
     late: Option<(usize, usize)>,
@@ -38,7 +38,7 @@ fn locate(address: u64) -> (usize, usize) {
 
 impl Memory {
     pub fn new(machine: Arc<Machine>) -> Self {
-        let bytes = vec![machine.plan.old; machine.plan.sites];
+        let bytes = vec![machine.plan.stages[0]; machine.plan.sites];
         Self { machine, bytes, stores: 0, late: None }
     }
 
@@ -58,7 +58,7 @@ impl Memory {
         let overtakes = self.machine.plan.breaks == Break::Overtake;
         let order = if overtakes { Ordering::Relaxed } else { Ordering::Release };
         for (offset, &byte) in (offset..).zip(bytes) {
-            self.machine.sites[site].store(offset, byte, order);
+            self.machine.sites[site].store(self.stores as u64, offset, byte, order);
         }
     }
 
@@ -103,10 +103,29 @@ unsafe impl Text for Memory {
         self.bytes[site][..2].copy_from_slice(&bytes);
         let machine = Arc::clone(&self.machine);
         match &machine.sites[site].head {
-            Head::Pair(pair) => pair.store(u16::from_le_bytes(bytes), Ordering::Release),
+            Head::Pair(pair) => pair.store(self.stores as u64, &bytes, Ordering::Release),
             Head::Bytes(_) => self.store(site, 0, &bytes),
         }
         self.store_late();
+        Ok(())
+    }
+
+    fn can_store_site(&self, _: u64) -> bool {
+        self.machine.plan.one_store
+    }
+
+    unsafe fn store_site(&mut self, address: u64, bytes: [u8; 5]) -> Result<(), ToldToFail> {
+        self.count()?;
+        let (site, offset) = locate(address);
+        assert_eq!(offset, 0, "a site inside a site");
+        self.bytes[site] = bytes;
+        let machine = Arc::clone(&self.machine);
+        match &machine.sites[site].whole {
+            Some(whole) if machine.plan.breaks != Break::Split => {
+                whole.store(self.stores as u64, &bytes, Ordering::Release);
+            }
+            _ => self.store(site, 0, &bytes),
+        }
         Ok(())
     }
 
@@ -130,12 +149,14 @@ unsafe impl Text for Memory {
 /// What interrupts the machine's cores.
 pub struct Wires {
     machine: Arc<Machine>,
+    /// Which of the patching threads has it.
+    thread: usize,
     calls: usize,
 }
 
 impl Wires {
-    pub fn new(machine: Arc<Machine>) -> Self {
-        Self { machine, calls: 0 }
+    pub fn new(machine: Arc<Machine>, thread: usize) -> Self {
+        Self { machine, thread, calls: 0 }
     }
 }
 
@@ -150,6 +171,8 @@ unsafe impl Cores for Wires {
             Break::Synchronise(number) if number == self.calls => return Err(ToldToFail),
             Break::SynchronisesFrom(number) if number <= self.calls => return Err(ToldToFail),
             Break::Skip(number) | Break::StoreAndSkip(_, number) if number == self.calls => {}
+            Break::SkipFrom(number) if number <= self.calls => {}
+            Break::SkipOfSecond if self.thread == 1 => {}
             _ => {
                 for core in &self.machine.cores {
                     drop(core.boundary.lock());

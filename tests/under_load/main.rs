@@ -2,7 +2,10 @@
 //! wrong, and what is counted is exact.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
+mod deaf;
 mod fleet;
+mod fork;
+mod inside;
 mod modules;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,7 +1,7 @@
 //! Threads that run the functions, whatever they block and wherever they are.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use fentry::host::{Process, Program};
@@ -29,51 +29,6 @@ fn two_thousand_rounds_while_three_threads_call() {
             }
         });
         settle(fleet.process);
-    }
-}
-
-#[test]
-fn a_thread_that_blocks_every_signal_survives_twenty_thousand_rounds() {
-    let _alone = alone();
-    let fleet = Fleet::load("deaf", PADDED);
-    let stop = AtomicBool::new(false);
-    let seen = Arc::new(AtomicU64::new(0));
-    thread::scope(|scope| {
-        let _stop = Finally(|| stop.store(true, Ordering::Relaxed));
-        let (blocked, is_blocked) = mpsc::channel();
-        let (fleet, stop, program) = (&fleet, &stop, counter_of(&seen));
-        let few = fleet.some(0, 8);
-        let deaf = scope.spawn(move || {
-            block_every_signal();
-            blocked.send(()).expect("somebody waits");
-            fleet.spin(1, stop)
-        });
-        is_blocked.recv().expect("the thread says so");
-        for _ in 0..20_000 {
-            let link = fleet.attach(&few, program.clone());
-            link.detach().expect("an attached link detaches");
-        }
-        // It is still there, and hooked like any other.
-        let link = fleet.attach(&few, program);
-        let before = seen.load(Ordering::Relaxed);
-        while seen.load(Ordering::Relaxed) < before + 1_000 {
-            assert!(!deaf.is_finished(), "the thread has ended");
-            thread::yield_now();
-        }
-        link.detach().expect("an attached link detaches");
-        stop.store(true, Ordering::Relaxed);
-        assert!(deaf.join().expect("its results are right") > 0);
-    });
-    settle(fleet.process);
-}
-
-fn block_every_signal() {
-    // SAFETY: a full set is a set, and what it blocks is this thread's business.
-    unsafe {
-        let mut all = core::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        let failed = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
-        assert_eq!(failed, 0, "pthread_sigmask");
     }
 }
 

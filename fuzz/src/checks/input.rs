@@ -12,6 +12,18 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
+    /// All bytes that are left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        core::mem::take(&mut self.0)
+    }
+
+    /// The next `len` bytes, or as many as there are.
+    pub fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (bytes, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+
     fn take<const N: usize>(&mut self) -> [u8; N] {
         let mut taken = [0; N];
         for byte in &mut taken {

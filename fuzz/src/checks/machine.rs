@@ -141,9 +141,12 @@ impl<'a> Machine<'a> {
                 let value = self.regs[from.number()];
                 self.write(self.address(instruction), &value.to_le_bytes());
             }
-            Code::Mov_rm32_r32 => {
-                let value = self.regs[from.number()] as u32;
+            Code::Mov_rm32_imm32 => {
+                let value = instruction.immediate32();
                 self.write(self.address(instruction), &value.to_le_bytes());
+            }
+            Code::Mov_rm64_imm32 if to == Register::None => {
+                self.write(self.address(instruction), &instruction.immediate(1).to_le_bytes());
             }
             Code::Mov_r64_rm64 => {
                 self.regs[to.number()] = self.read(self.address(instruction), 8);

@@ -2,6 +2,9 @@
 
 pub mod encode;
 pub mod entry_body;
+mod flow;
+pub mod guarded;
 mod input;
+pub mod layout;
 mod machine;
 pub mod slot;

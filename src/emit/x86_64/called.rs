@@ -14,7 +14,7 @@ use crate::emit::context::state;
 use crate::emit::{EmitError, ExitContext, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, add_imm, and_imm, call, int3, lea, mov_imm32, mov_imm64, mov_load32, mov_load64,
-    mov_reg_reg, mov_store32, mov_store64, pop, push, ret, sub_imm,
+    mov_reg_reg, mov_store_imm32, mov_store64, pop, push, ret, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -109,8 +109,7 @@ impl CalledTrampoline<'_> {
         mov_store64(code, frame!(Reg::Rbx, function), Reg::R11)?;
         mov_load64(code, Reg::R11, CALLER)?;
         mov_store64(code, frame!(Reg::Rbx, caller), Reg::R11)?;
-        mov_imm32(code, Reg::Rax, state::width(self.vectors))?;
-        mov_store32(code, frame!(Reg::Rbx, state), Reg::Rax)?;
+        mov_store_imm32(code, frame!(Reg::Rbx, state), state::width(self.vectors))?;
         clear_sessions(code, self.entries, self.exits)
     }
 

@@ -4,15 +4,17 @@ use super::entry::{
     VECTOR_ARGUMENTS, align_stack, call_anywhere, call_program, forget_return_address,
     restore_vectors, save_vectors,
 };
-use super::exit_thunk::ENTER_TO_EXIT;
-use super::leave::{Bodies, Leave, Return, align, frame, free_frame, session, unless};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::leave::{Leave, Part, Return, align, frame, free_frame, session, unless};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
+use super::unwind::Marks;
 use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, Scale, add_imm, add_reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3,
-    jcc, jmp, lea, lea_rip, mov_imm32, mov_imm64, mov_load32, mov_load64, mov_load64_fs,
-    mov_reg_reg, mov_store32, mov_store64, pop, push, ret, sub_imm, test_reg, xor_reg32,
+    jcc, jmp, lea, lea_rip, mov_imm64, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg,
+    mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop, push, ret, sub_imm, test_reg,
+    xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -65,6 +67,16 @@ impl SideStackBodies<'_> {
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
+        Ok(self.emit_marked(code)?.bodies())
+    }
+
+    /// As [`emit`](Self::emit), with what an
+    /// [unwind table](super::UnwindTable::of_bodies) has to know.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit).
+    pub fn emit_marked(&self, code: &mut CodeBuffer<'_>) -> Result<Marks, EmitError> {
+        let start = code.here();
         let exit = Leave {
             thread_offset: self.side_stack.thread_offset,
             vectors: self.vectors,
@@ -72,7 +84,7 @@ impl SideStackBodies<'_> {
             back: Return::Ret,
         }
         .emit(code)?;
-        let enter = Enter {
+        let (enter, skip_until) = Enter {
             form: Form::Thunk { functions: self.functions, modify: self.modify },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -80,7 +92,7 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Marks { start, exit, enter, skip_until, kept: Kept::OnSideStack })
     }
 }
 
@@ -113,6 +125,8 @@ pub(super) struct Enter<'a> {
 
 /// The registers that the body works with, in the order in which they are saved.
 const WORKING: [Reg; 3] = [Reg::Rax, Reg::Rbx, Reg::R10];
+/// Bytes that restoring what is saved after `rbx` takes, and `rbp` after it.
+const AFTER_RBX: u64 = 2;
 /// The registers that hold arguments, in the order of the frame.
 pub(super) const ARGUMENTS: [Reg; 6] = [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9];
 
@@ -148,11 +162,14 @@ struct Aside {
     stale: u64,
     /// A program's result, in `rax`, is what the function returns.
     skip: u64,
+    /// Up to here in that, `rbx` is the frame.
+    skip_until: u64,
 }
 
 impl Enter<'_> {
-    /// Emits the body and returns where it begins.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// Emits the body. Gives where it is, and up to where in what skips the origin `rbx` is
+    /// the frame.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
         // What seldom runs goes on in the middle of the body: a first attempt elsewhere shows
         // where that is.
         let mut trial = [0; 1024];
@@ -164,13 +181,15 @@ impl Enter<'_> {
         let aside = self.aside(code, resume)?;
         let (start, _) = self.begin(code, aside)?;
         self.push_frame(code, aside)?;
+        let found = code.here();
         self.run(code, aside)?;
         // Neither zero nor a carry comes of it.
         test_reg(code, Reg::Rsp, Reg::Rsp)?;
         restore_working(code)?;
+        let until = code.here() - AFTER_RBX;
         ret(code)?;
         int3(code)?;
-        Ok(start)
+        Ok((Part { start, found, until, end: code.here() }, aside.skip_until))
     }
 
     /// Finds the side stack and looks at the last frame.
@@ -211,8 +230,8 @@ impl Enter<'_> {
             mov_store64(code, argument_place(number), argument)?;
         }
         mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
-        mov_imm32(code, Reg::Rax, state::FRAME_IS_ADDRESS | state::width(self.vectors))?;
-        mov_store32(code, frame!(Reg::Rbx, state), Reg::Rax)?;
+        let shown = state::FRAME_IS_ADDRESS | state::width(self.vectors);
+        mov_store_imm32(code, frame!(Reg::Rbx, state), shown)?;
         mov_load64(code, Reg::R10, CALLER)?;
         mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
         mov_load64(code, Reg::R10, RETURN)?;
@@ -264,7 +283,7 @@ impl Enter<'_> {
         let abandoned = code.here();
         mov_reg_reg(code, Reg::R10, Reg::Rax)?;
         sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-        free_frame(code, Reg::Rbx, Reg::Rax)?;
+        free_frame(code, Reg::Rbx)?;
         lea(code, Reg::Rax, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         cmpxchg64(code, Mem::at(Reg::R10, field::TOP), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rax, Reg::R10)?;
@@ -307,8 +326,7 @@ impl Enter<'_> {
                 save_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
                 call_anywhere(code, make.target)?;
                 restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
-                xor_reg32(code, Reg::R11, Reg::R11)?;
-                mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::R11)?;
+                forget_return_address(code)?;
                 let pushed = 8 * (1 + ARGUMENTS.len() as i32);
                 lea(code, Reg::Rsp, Mem::at(SAVED.base, SAVED.disp - pushed))?;
                 for argument in ARGUMENTS.into_iter().rev() {
@@ -322,18 +340,20 @@ impl Enter<'_> {
             }
         };
         let skip = code.here();
+        let mut skip_until = skip;
         if !self.form.modify().is_empty() {
-            mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             forget_return_address(code)?;
+            mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             lea(code, Reg::Rsp, SAVED)?;
             restore_working(code)?;
+            skip_until = code.here() - AFTER_RBX;
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
             ret(code)?;
             int3(code)?;
         }
-        Ok(Aside { no_side_stack, full, stale, skip })
+        Ok(Aside { no_side_stack, full, stale, skip, skip_until })
     }
 }
 
@@ -363,7 +383,7 @@ pub(super) fn load_function(
     mov_load64(code, Reg::R10, Mem::at(Reg::R10, 0).indexed(Reg::R11, Scale::Eight))
 }
 
-/// Makes the session words of these programs zero, in the frame at `rbx`. Changes `rax`.
+/// Makes the session words of these programs zero, in the frame at `rbx`.
 pub(super) fn clear_sessions(
     code: &mut CodeBuffer<'_>,
     entries: &[ProgramCall],
@@ -372,11 +392,8 @@ pub(super) fn clear_sessions(
     let mut cleared = 0_u64;
     for number in entries.iter().chain(exits).filter_map(|call| call.session) {
         let bit = 1_u64.wrapping_shl(number.into());
-        if cleared == 0 {
-            xor_reg32(code, Reg::Rax, Reg::Rax)?;
-        }
         if cleared & bit == 0 {
-            mov_store64(code, session(number), Reg::Rax)?;
+            mov_store_imm64(code, session(number), 0)?;
         }
         cleared |= bit;
     }

@@ -6,9 +6,9 @@ use crate::emit::context::state;
 use crate::emit::{Context, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, Scale, Vector, add_imm, add_reg, and_imm, call, call_reg, int3, lea, mov_imm32,
-    mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store32, mov_store64, movups_load,
-    movups_store, pop, push, ret, sub_imm, vmovups256_load, vmovups256_store, vmovups512_load,
-    vmovups512_store, vzeroupper, xor_reg32,
+    mov_imm64, mov_load32, mov_load64, mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store64,
+    movups_load, movups_store, pop, push, ret, sub_imm, vmovups256_load, vmovups256_store,
+    vmovups512_load, vmovups512_store, vzeroupper,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -29,6 +29,9 @@ macro_rules! at {
 pub(super) const INDEX: Mem = at!(index);
 pub(super) const FUNCTION: Mem = at!(function);
 pub(super) const CALLER: Mem = at!(caller);
+
+/// Bytes of what follows the last `pop rbp`: `ret` and `int3`.
+pub(super) const BODY_END: usize = 2;
 
 /// What is below the saved `rbp` besides registers: index and entry of the function, and where
 /// vectors are.
@@ -138,8 +141,7 @@ pub(super) fn show_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Resul
         return Ok(());
     }
     mov_store64(code, at!(vectors), Reg::Rsp)?;
-    mov_imm32(code, Reg::R11, state::width(vectors))?;
-    mov_store32(code, at!(state), Reg::R11)
+    mov_store_imm32(code, at!(state), state::width(vectors))
 }
 
 /// Calls one program on what stands at `context`. Expects the index in `rax`, and where the
@@ -184,8 +186,7 @@ pub(super) fn call_anywhere(code: &mut CodeBuffer<'_>, target: u64) -> Result<()
 /// pointer: whoever looks through stacks for threads that are still in here, as quiescence
 /// may have to, would take it for one.
 pub(super) fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    xor_reg32(code, Reg::Rax, Reg::Rax)?;
-    mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::Rax)
+    mov_store_imm64(code, Mem::at(Reg::Rsp, -8), 0)
 }
 
 /// Puts every register back and returns into the function.

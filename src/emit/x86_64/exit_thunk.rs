@@ -1,10 +1,30 @@
 //! The thunk of a function with exit programs.
 
-use super::Bodies;
 use crate::addr::Origin;
 use crate::emit::EmitError;
-use crate::encode::x86_64::{Condition, Reg, call, jcc_short, jmp, mov_imm32, pop};
+use crate::encode::x86_64::{Condition, Reg, call, jcc_short, jmp, mov_imm32, nop, pop};
 use crate::encode::{CodeBuffer, EncodeError};
+
+/// The two bodies that the thunks of all functions with the same programs share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bodies {
+    /// The address of what runs before the function.
+    pub enter: u64,
+    /// The address of what runs after it.
+    pub exit: u64,
+    /// Where the caller's return address is meanwhile.
+    pub kept: Kept,
+}
+
+/// Where the return address of a hooked function's caller is while the function runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kept {
+    /// On the thread's side stack: the thunk takes it off the ordinary one.
+    OnSideStack,
+    /// In its slot.
+    OnStack,
+}
 
 /// Bytes of the thunk, and its alignment.
 pub const EXIT_THUNK_SIZE: usize = 32;
@@ -13,6 +33,10 @@ pub const EXIT_THUNK_SIZE: usize = 32;
 const EXIT: u64 = 22;
 /// Where it goes on when this call runs unhooked.
 const UNHOOKED: u64 = 27;
+/// Where the caller's return address is on the side stack only.
+pub(super) const MOVED: core::ops::RangeInclusive<u8> = 15..=EXIT as u8;
+/// Where `rbp` is that of a frame with the caller's return address.
+pub(super) const FRAMED: core::ops::RangeInclusive<u8> = 11..=EXIT as u8;
 /// Bytes from the return address of `call enter` to that of `call origin`.
 pub(super) const ENTER_TO_EXIT: i32 = EXIT as i32 - 11;
 
@@ -29,9 +53,11 @@ pub(super) const ENTER_TO_EXIT: i32 = EXIT as i32 - 11;
 /// +27  e9 rel32         jmp origin
 /// ```
 ///
-/// The origin runs with `rsp` as it would be without the thunk, so that its arguments on the
-/// stack are where it looks for them. Every `ret` meets its `call`: those of `enter` and of the
-/// origin return here, and that of `exit` returns from the caller's call of the function.
+/// With [`Kept::OnSideStack`], the origin runs with `rsp` as it would be without the thunk, so
+/// that its arguments on the stack are where it looks for them. With [`Kept::OnStack`], `enter`
+/// has copied them, and a nop stands in the place of the `pop`. Every `ret` meets its `call`:
+/// those of `enter` and of the origin return here, and that of `exit` returns from the caller's
+/// call of the function.
 ///
 /// `exit` finds a skipped origin's return value in the registers, like any other.
 ///
@@ -70,7 +96,10 @@ const fn emit(
         mov_imm32(code, Reg::R11, index);
         call(code, bodies.enter);
         jcc_short(code, Condition::Below, start.wrapping_add(UNHOOKED));
-        pop(code, Reg::R11);
+        match bodies.kept {
+            Kept::OnSideStack => pop(code, Reg::R11),
+            Kept::OnStack => nop(code, 2),
+        };
         jcc_short(code, Condition::Equal, start.wrapping_add(EXIT));
         call(code, origin);
         jmp(code, bodies.exit);

@@ -7,19 +7,10 @@ use super::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
 use crate::emit::context::state;
 use crate::emit::{ExitContext, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, and_imm, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_imm32_sign,
-    mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, ret, sub_imm,
+    Condition, Mem, Reg, and_imm, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_load32,
+    mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm64, mov_store64, pop, push, ret, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
-
-/// The two bodies that the thunks of all functions with the same programs share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Bodies {
-    /// The address of what runs before the function.
-    pub enter: u64,
-    /// The address of what runs after it.
-    pub exit: u64,
-}
 
 /// Vector registers that hold return values: `xmm0` and `xmm1` (psABI 3.2.3).
 const VECTOR_RESULTS: u8 = 2;
@@ -46,6 +37,17 @@ pub(super) enum Return {
     Jump,
 }
 
+/// Where a body is, and places in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub start: u64,
+    /// From here on `rbx` is the call's frame, which is complete.
+    pub found: u64,
+    /// Up to here.
+    pub until: u64,
+    pub end: u64,
+}
+
 /// The body that a hooked function returns to, directly or through its thunk.
 ///
 /// It changes what any function may change, but for the registers that return values are
@@ -63,8 +65,8 @@ pub(super) struct Leave<'a> {
 const SLOT: Mem = Mem::at(Reg::Rbp, SLOT_ABOVE);
 
 impl Leave<'_> {
-    /// Emits the body and returns where it begins.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+    /// Emits the body.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
         // The search stands before the body, and goes on behind the body's beginning: a
         // first attempt elsewhere shows where that is.
         let mut trial = [0; 256];
@@ -76,8 +78,9 @@ impl Leave<'_> {
 
         let search = search(code, found)?;
         let start = self.begin(code, search)?;
-        self.run(code)?;
-        Ok(start)
+        let found = code.here();
+        let until = self.run(code)?;
+        Ok(Part { start, found, until, end: code.here() })
     }
 
     /// Finds the frame: the last one, unless a function that was called from this one was
@@ -97,15 +100,17 @@ impl Leave<'_> {
         Ok(start)
     }
 
-    /// Runs the programs on the frame in `rbx` and returns to the caller.
-    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    /// Runs the programs on the frame in `rbx` and returns to the caller. Gives where the frame
+    /// is given up.
+    fn run(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, caller))?;
         mov_store64(code, SLOT, Reg::R11)?;
         run_exits(code, self.vectors, self.calls)?;
         mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
         // A signal handler may come between these two: a free frame below the top does no
         // harm, but a frame above it is the handler's.
-        free_frame(code, Reg::Rbx, Reg::R11)?;
+        let until = code.here();
+        free_frame(code, Reg::Rbx)?;
         mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
         pop(code, Reg::Rbp)?;
@@ -117,7 +122,8 @@ impl Leave<'_> {
                 jmp_reg(code, Reg::R11)?;
             }
         }
-        int3(code)
+        int3(code)?;
+        Ok(until)
     }
 }
 
@@ -185,7 +191,7 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     let again = code.here();
     cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::BASE))?;
     jcc(code, Condition::Below, lost)?;
-    free_frame(code, Reg::Rbx, Reg::R10)?;
+    free_frame(code, Reg::Rbx)?;
     mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
     inc_mem64(code, Mem::at(Reg::Rcx, field::ABANDONED))?;
     sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
@@ -195,14 +201,9 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     Ok(again)
 }
 
-/// Marks `frame` as one that nobody uses. Changes `scratch`.
-pub(super) fn free_frame(
-    code: &mut CodeBuffer<'_>,
-    frame: Reg,
-    scratch: Reg,
-) -> Result<(), EncodeError> {
-    mov_imm32_sign(code, scratch, -1)?;
-    mov_store64(code, frame!(frame, slot), scratch)
+/// Marks `frame` as one that nobody uses.
+pub(super) fn free_frame(code: &mut CodeBuffer<'_>, frame: Reg) -> Result<(), EncodeError> {
+    mov_store_imm64(code, frame!(frame, slot), -1)
 }
 
 /// Fills up to a multiple of 64, a cache line, where a body begins.

@@ -4,9 +4,9 @@
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::emit::{ExitContext, SESSIONS, Vectors};
+use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Bytes of one frame.
 pub(super) const FRAME_SIZE: i32 = size_of::<ExitContext>() as i32;

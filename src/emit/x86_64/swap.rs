@@ -1,7 +1,8 @@
 //! The return-address swap, for comparison.
 
 use super::enter::{Enter, Form};
-use super::leave::{Bodies, Leave, Return};
+use super::exit_thunk::{Bodies, Kept};
+use super::leave::{Leave, Return};
 use super::side_stack::SideStackPlace;
 use crate::emit::{EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::CodeBuffer;
@@ -51,11 +52,11 @@ impl SwapBodies<'_> {
             back: Return::Jump,
         }
         .emit(code)?;
-        let enter = Enter {
+        let (enter, _) = Enter {
             form: Form::Swap {
                 index: self.index,
                 return_to_entry: self.return_to_entry,
-                stub: exit,
+                stub: exit.start,
             },
             side_stack: self.side_stack,
             vectors: self.vectors,
@@ -63,6 +64,6 @@ impl SwapBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        Ok(Bodies { enter, exit })
+        Ok(Bodies { enter: enter.start, exit: exit.start, kept: Kept::OnSideStack })
     }
 }

@@ -52,6 +52,50 @@ pub const fn cmp_load64(
     with_memory(code, Prefix::Legacy64, 0x3b, left.number(), right)
 }
 
+/// `cmp r32, [mem]`: `3B /r`. 1 + M bytes + REX.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn cmp_load32(
+    code: &mut CodeBuffer<'_>,
+    left: Reg,
+    right: Mem,
+) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy32, 0x3b, left.number(), right)
+}
+
+/// `cmp r32, imm32`: for `eax` `3D id` (5 bytes), else `81 /7 id` (6 bytes + REX). The
+/// immediate is the last four bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`].
+pub const fn cmp_imm32(
+    code: &mut CodeBuffer<'_>,
+    left: Reg,
+    value: u32,
+) -> Result<(), EncodeError> {
+    immediate32(code, 7, left, value)
+}
+
+/// `sub r32, imm32`: for `eax` `2D id` (5 bytes), else `81 /5 id` (6 bytes + REX). The
+/// immediate is the last four bytes.
+///
+/// Never shortened, so that a value can be filled in later.
+///
+/// # Errors
+/// [`EncodeError::Overflow`].
+pub const fn sub_imm32(code: &mut CodeBuffer<'_>, dst: Reg, value: u32) -> Result<(), EncodeError> {
+    immediate32(code, 5, dst, value)
+}
+
+/// `add r32, [mem]`: `03 /r`. The upper half of `dst` becomes zero. 1 + M bytes + REX.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn add_load32(code: &mut CodeBuffer<'_>, dst: Reg, src: Mem) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy32, 0x03, dst.number(), src)
+}
+
 /// `cmpxchg [mem], r64`: `REX.W 0F B1 /r`. Where memory holds `rax`, stores `src` and sets ZF;
 /// else loads `rax` and clears it. One instruction, but not atomic for other cores. 3 + M
 /// bytes.
@@ -122,4 +166,19 @@ const fn immediate(
         opcode.word32(value.cast_unsigned())
     };
     instruction.append_to(code)
+}
+
+/// The same on 32 bits, always with a 32-bit immediate.
+const fn immediate32(
+    code: &mut CodeBuffer<'_>,
+    number: u8,
+    reg: Reg,
+    value: u32,
+) -> Result<(), EncodeError> {
+    let rm = reg.number();
+    let opcode = match reg {
+        Reg::Rax => Instruction::new().byte(number << 3 | 5),
+        _ => Instruction::new().rex(false, 0, 0, rm).byte(0x81).registers(number, rm),
+    };
+    opcode.word32(value).append_to(code)
 }

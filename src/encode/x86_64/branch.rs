@@ -2,8 +2,8 @@
 //!
 //! Targets are absolute addresses. Distances are modulo 2^64, as the processor adds them.
 
-use super::form::{Instruction, with_registers};
-use super::operand::{Condition, Reg};
+use super::form::{Instruction, Prefix, with_memory, with_registers};
+use super::operand::{Condition, Mem, Reg};
 use crate::encode::{CodeBuffer, EncodeError, distance};
 
 const CALL: u8 = 0xe8;
@@ -105,6 +105,22 @@ pub const fn call_reg(code: &mut CodeBuffer<'_>, target: Reg) -> Result<(), Enco
 /// [`EncodeError::Overflow`].
 pub const fn jmp_reg(code: &mut CodeBuffer<'_>, target: Reg) -> Result<(), EncodeError> {
     with_registers(code, false, 0xff, 4, target.number())
+}
+
+/// `call [mem]`, the target's 64 bits in memory: `FF /2`. 1 + M bytes + REX.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn call_mem(code: &mut CodeBuffer<'_>, target: Mem) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy32, 0xff, 2, target)
+}
+
+/// `jmp [mem]`, the target's 64 bits in memory: `FF /4`. 1 + M bytes + REX.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn jmp_mem(code: &mut CodeBuffer<'_>, target: Mem) -> Result<(), EncodeError> {
+    with_memory(code, Prefix::Legacy32, 0xff, 4, target)
 }
 
 /// `ret`: `C3`. 1 byte.

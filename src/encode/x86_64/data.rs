@@ -1,8 +1,8 @@
 //! Moving values between registers, memory and the stack.
 
 use super::branch::displacement32;
-use super::form::{Instruction, Prefix, with_memory, with_registers};
-use super::operand::{Mem, Reg};
+use super::form::{Instruction, Prefix, with_memory, with_memory_imm32, with_registers};
+use super::operand::{Condition, Mem, Reg};
 use crate::encode::{CodeBuffer, EncodeError};
 
 /// `push r64`: `50+rd`. 1 byte + REX.
@@ -84,6 +84,30 @@ pub const fn mov_store32(code: &mut CodeBuffer<'_>, dst: Mem, src: Reg) -> Resul
     with_memory(code, Prefix::Legacy32, 0x89, src.number(), dst)
 }
 
+/// `mov qword [mem], imm32`, sign-extended: `REX.W C7 /0 id`. 6 + M bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn mov_store_imm64(
+    code: &mut CodeBuffer<'_>,
+    dst: Mem,
+    value: i32,
+) -> Result<(), EncodeError> {
+    with_memory_imm32(code, Prefix::Legacy64, 0xc7, 0, dst, value.cast_unsigned())
+}
+
+/// `mov dword [mem], imm32`: `C7 /0 id`. 5 + M bytes + REX.
+///
+/// # Errors
+/// [`EncodeError::Overflow`], [`EncodeError::IndexIsRsp`].
+pub const fn mov_store_imm32(
+    code: &mut CodeBuffer<'_>,
+    dst: Mem,
+    value: u32,
+) -> Result<(), EncodeError> {
+    with_memory_imm32(code, Prefix::Legacy32, 0xc7, 0, dst, value)
+}
+
 /// `mov r32, imm32`: `B8+rd id`. The upper half of `dst` becomes zero. 5 bytes + REX; the
 /// immediate is the last four.
 ///
@@ -146,6 +170,26 @@ pub const fn lea_rip(code: &mut CodeBuffer<'_>, dst: Reg, target: u64) -> Result
         .byte(0x8d)
         .byte((dst.number() & 7) << 3 | 0b101)
         .word32(displacement)
+        .append_to(code)
+}
+
+/// `cmovcc r64, r64`: `REX.W 0F 40+cc /r`. Reads `src` and writes `dst` whatever the flags are,
+/// with its own value where the condition does not hold. 4 bytes.
+///
+/// # Errors
+/// [`EncodeError::Overflow`].
+pub const fn cmov(
+    code: &mut CodeBuffer<'_>,
+    condition: Condition,
+    dst: Reg,
+    src: Reg,
+) -> Result<(), EncodeError> {
+    let (reg, rm) = (dst.number(), src.number());
+    Instruction::new()
+        .rex(true, reg, 0, rm)
+        .byte(0x0f)
+        .byte(0x40 | condition as u8)
+        .registers(reg, rm)
         .append_to(code)
 }
 

@@ -8,7 +8,7 @@ use crate::encode::{CodeBuffer, EncodeError};
 /// is too small is left as it was.
 ///
 /// The bytes are those of a number, the first byte lowest: an instruction has at most 15,
-/// and what this encoder makes at most 11.
+/// and what this encoder makes at most 12.
 #[derive(Clone, Copy)]
 pub(super) struct Instruction {
     bytes: u128,
@@ -117,8 +117,38 @@ pub(super) const fn with_memory(
     reg: u8,
     mem: Mem,
 ) -> Result<(), EncodeError> {
+    match memory(code.here(), prefix, opcode, reg, mem) {
+        Ok(instruction) => instruction.append_to(code),
+        Err(error) => Err(error),
+    }
+}
+
+/// Appends `opcode /r` with a register, or an opcode extension, a memory operand, and an
+/// immediate of 32 bits.
+pub(super) const fn with_memory_imm32(
+    code: &mut CodeBuffer<'_>,
+    prefix: Prefix,
+    opcode: u8,
+    reg: u8,
+    mem: Mem,
+    value: u32,
+) -> Result<(), EncodeError> {
+    match memory(code.here(), prefix, opcode, reg, mem) {
+        Ok(instruction) => instruction.word32(value).append_to(code),
+        Err(error) => Err(error),
+    }
+}
+
+/// An instruction with a memory operand, to stand at this address.
+const fn memory(
+    at: u64,
+    prefix: Prefix,
+    opcode: u8,
+    reg: u8,
+    mem: Mem,
+) -> Result<Instruction, EncodeError> {
     let index = match mem.index {
-        Some((Reg::Rsp, _)) => return Err(EncodeError::IndexIsRsp { at: code.here() }),
+        Some((Reg::Rsp, _)) => return Err(EncodeError::IndexIsRsp { at }),
         Some((index, _)) => index.number(),
         None => 0,
     };
@@ -133,7 +163,7 @@ pub(super) const fn with_memory(
         // A full vector is 64 bytes: EVEX counts short displacements in those.
         Prefix::Evex512 => (evex512(reg, index, base), 6),
     };
-    start.byte(opcode).memory(reg, mem, disp_shift).append_to(code)
+    Ok(start.byte(opcode).memory(reg, mem, disp_shift))
 }
 
 /// Appends `opcode /r` with two registers.

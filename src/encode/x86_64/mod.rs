@@ -34,22 +34,25 @@ mod arithmetic;
 mod branch;
 mod data;
 mod form;
+mod guard;
 mod nop;
 mod operand;
 mod vector;
 
 pub use arithmetic::{
-    add_imm, add_reg, and_imm, cmp_imm, cmp_load64, cmpxchg64, dec_mem64, inc_mem64, sub_imm,
-    test_reg, xor_reg32,
+    add_imm, add_load32, add_reg, and_imm, cmp_imm, cmp_imm32, cmp_load32, cmp_load64, cmpxchg64,
+    dec_mem64, inc_mem64, sub_imm, sub_imm32, test_reg, xor_reg32,
 };
 pub use branch::{
-    call, call_bytes, call_reg, endbr64, int3, jcc, jcc_short, jmp, jmp_bytes, jmp_reg, jmp_short,
-    ret,
+    call, call_bytes, call_mem, call_reg, endbr64, int3, jcc, jcc_short, jmp, jmp_bytes, jmp_mem,
+    jmp_reg, jmp_short, ret,
 };
 pub use data::{
-    lea, lea_rip, mov_imm32, mov_imm32_sign, mov_imm64, mov_load32, mov_load64, mov_load64_fs,
-    mov_reg_reg, mov_store32, mov_store64, pop, push,
+    cmov, lea, lea_rip, mov_imm32, mov_imm32_sign, mov_imm64, mov_load32, mov_load64,
+    mov_load64_fs, mov_reg_reg, mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop,
+    push,
 };
+pub use guard::{NOP4_OSP, NOP4_UDB, cs, lfence, sar_gs_absolute, sar_gs_rip, ud2, udb};
 pub use nop::{NOP_MAX, NOP1X5, NOP5, NOP5_CLANG, NOP5_PREFIXED, nop};
 pub use operand::{Condition, Mem, Reg, Scale, Vector};
 pub use vector::{

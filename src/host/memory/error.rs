@@ -26,11 +26,6 @@ pub enum MemoryError {
         /// The kernel's answer.
         errno: Errno,
     },
-    /// No memory file can be made.
-    Create {
-        /// The kernel's answer.
-        errno: Errno,
-    },
     /// The kernel refuses the mapping.
     Map {
         /// The kernel's answer.
@@ -91,11 +86,6 @@ impl fmt::Display for MemoryError {
             Self::Maps { errno } => {
                 write!(f, "/proc/self/maps cannot be read ({errno}): mount /proc")
             }
-            Self::Create { errno } => write!(
-                f,
-                "memfd_create(2) fails ({errno}): it needs Linux 3.17, and a seccomp filter that \
-                 allows it",
-            ),
             Self::Map { errno, len } => write!(
                 f,
                 "{len} bytes cannot be mapped ({errno}): EACCES and EPERM come from SELinux or \

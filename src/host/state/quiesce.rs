@@ -1,6 +1,5 @@
 //! Quiescence: every thread has been seen outside of what was detached.
 
-use core::cell::Cell;
 use core::ops::Range;
 use core::time::Duration;
 use std::time::Instant;
@@ -9,7 +8,7 @@ use std::vec::Vec;
 use super::{Retired, State};
 use crate::host::discover;
 use crate::host::error::SynchronizeError;
-use crate::host::threads::{self, ThreadsError, Verdict};
+use crate::host::threads::Survey;
 use crate::patch::Poke;
 
 impl State {
@@ -27,12 +26,12 @@ impl State {
         if !watched.is_empty() {
             let deadline = Instant::now() + patience;
             let failed = SynchronizeError::Threads;
-            let mut outside = Outside::new(own_from).map_err(failed)?;
-            while let Some(tid) = outside.look(&watched).map_err(failed)? {
-                if Instant::now() > deadline {
-                    return Err(SynchronizeError::Inside { tid });
-                }
-                std::thread::sleep(Duration::from_millis(1));
+            let deaf = core::mem::take(&mut self.deaf);
+            let mut survey = Survey::begin(deaf).map_err(failed)?;
+            let inside = survey.look(own_from, &watched, deadline);
+            self.deaf = survey.end();
+            if let Some(tid) = inside.map_err(failed)? {
+                return Err(SynchronizeError::Inside { tid });
             }
         }
         // SAFETY: after the last detach, under the lock that is still held, every thread has
@@ -55,6 +54,7 @@ impl State {
             }
         });
         self.done.append(&mut self.retired);
+        self.gone = self.retirements;
         Ok(())
     }
 
@@ -77,44 +77,5 @@ impl State {
             joined
         });
         watched
-    }
-}
-
-/// The threads that have been seen outside. Once is enough: whoever enters emitted code after
-/// that enters what is attached now. So busy threads need not all be outside at one moment.
-///
-/// A thread that was started since may have the id of one that has ended. It began outside.
-struct Outside {
-    tids: Cell<Vec<i32>>,
-    own_from: u64,
-}
-
-impl Outside {
-    fn new(own_from: u64) -> Result<Self, ThreadsError> {
-        // Room for threads that are started meanwhile: while they are held, nothing allocates.
-        // One for which there is none has to be seen again.
-        let tids = Vec::with_capacity(threads::thread_count()? * 2 + 64);
-        Ok(Self { tids: Cell::new(tids), own_from })
-    }
-
-    /// Looks at every thread. One that was not yet seen outside of the watched ranges, or
-    /// without a return address there, if there is one.
-    fn look(&mut self, watched: &[Range<u64>]) -> Result<Option<i32>, ThreadsError> {
-        // Nothing but threads' ids leaves the judge: the word that was found on a stack, were
-        // it kept on this one, would be found there the next time.
-        let inside = Cell::new(None);
-        threads::inspect_callers(self.own_from, watched, |seen| {
-            let mut outside = self.tids.take();
-            if !outside.contains(&seen.tid) {
-                if !seen.is_outside() {
-                    inside.set(Some(seen.tid));
-                } else if outside.len() < outside.capacity() {
-                    outside.push(seen.tid);
-                }
-            }
-            self.tids.set(outside);
-            Verdict::LEAVE
-        })?;
-        Ok(inside.get())
     }
 }

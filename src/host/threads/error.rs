@@ -19,6 +19,15 @@ pub enum ThreadsError {
         /// The signal's number.
         signal: i32,
     },
+    /// A thread runs, blocks every signal that could be used, and cannot be traced.
+    Untraceable {
+        /// The thread.
+        tid: i32,
+        /// Its name.
+        name: ThreadName,
+        /// The answer of ptrace(2), or of clone(2) for the process that traces.
+        errno: Errno,
+    },
     /// A thread does not block the signal and does not take it either.
     Unresponsive {
         /// The thread.
@@ -81,6 +90,13 @@ impl fmt::Display for ThreadsError {
                 "thread {tid} ({name}) blocks signal {signal}, so it cannot be held: prepare \
                  before starting threads, or unblock SIGRTMIN+{} in it",
                 signal - libc::SIGRTMIN(),
+            ),
+            Self::Untraceable { tid, name, errno } => write!(
+                f,
+                "thread {tid} ({name}) runs and blocks every signal, and ptrace(2) refuses it \
+                 ({errno}): unblock a real-time signal in it, detach its debugger, or allow \
+                 tracing (seccomp filter; where kernel.yama.ptrace_scope is 1, \
+                 prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY))",
             ),
             Self::Unresponsive { tid, name, state } => write!(
                 f,

@@ -56,10 +56,9 @@ impl Known {
         Self { tid, standing, decision: Decision::Leave, stack_pointer: 0, stack: 0..0 }
     }
 
-    /// The calling thread, whose stack is looked at from here, or from `from` if that is higher.
-    pub(super) fn own(from: u64) -> Self {
-        let stack_pointer = stack_pointer().max(from);
-        Self { stack_pointer, ..Self::new(own_tid(), Standing::Own) }
+    /// The calling thread, whose stack is looked at from here.
+    pub(super) fn own() -> Self {
+        Self { stack_pointer: stack_pointer(), ..Self::new(own_tid(), Standing::Own) }
     }
 }
 
@@ -77,11 +76,10 @@ pub(super) enum Gathered {
     Late(ThreadsError),
 }
 
-/// Holds every other thread, by `deadline`. The calling one's stack is looked at from `own_from`.
+/// Holds every other thread, by `deadline`.
 pub(super) fn gather(
     hold: &Hold,
     known: &mut Vec<Known>,
-    own_from: u64,
     deadline: Instant,
 ) -> Result<Gathered, ThreadsError> {
     let own = own_tid();
@@ -122,7 +120,7 @@ pub(super) fn gather(
         // All that were listed are held, and the kernel counts no more: a list that was cut
         // short by a thread ending is found out here.
         if settled + 1 == listed && thread_count()? == listed {
-            known.push(Known::own(own_from));
+            known.push(Known::own());
             return Ok(Gathered::All);
         }
         if let Some((tid, errno)) = refused
@@ -215,16 +213,11 @@ pub(super) fn choose_signal() -> Result<i32, ThreadsError> {
         });
         let Some(&tid) = suspects.first() else { break };
         if Instant::now() > deadline {
-            let signal = lowest(usable);
+            let signal = signal::lowest(usable);
             let name = Status::of(tid).map_or_else(ThreadName::unknown, |status| status.name);
             return Err(ThreadsError::Blocked { tid, name, signal });
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    if common == 0 { Err(ThreadsError::NoSignal) } else { Ok(lowest(common)) }
-}
-
-/// The lowest signal of a mask.
-fn lowest(mask: u64) -> i32 {
-    mask.trailing_zeros().cast_signed() + 1
+    if common == 0 { Err(ThreadsError::NoSignal) } else { Ok(signal::lowest(common)) }
 }

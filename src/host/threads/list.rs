@@ -6,6 +6,7 @@ use core::fmt::{self, Write};
 use core::mem::MaybeUninit;
 use core::ops::ControlFlow;
 use core::str::FromStr;
+use std::vec::Vec;
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -35,6 +36,29 @@ pub(super) fn for_each(mut visit: impl FnMut(i32)) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Appends the thread ids of every thread that existed at one moment during the call.
+/// `Ok(false)` where threads start and end too fast for such a moment to be found.
+pub(super) fn all(tids: &mut Vec<i32>) -> Result<bool, Errno> {
+    for _ in 0..TRIES {
+        tids.clear();
+        for_each(|tid| tids.push(tid))?;
+        // Whoever was listed and still exists existed when the kernel counted; if it counted no
+        // more, nobody was missed. A thread id is not given again before all others have been.
+        if count()? == tids.len() && tids.iter().all(|&tid| exists(tid)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How often [`all`] lists.
+const TRIES: usize = 1000;
+
+fn exists(tid: i32) -> bool {
+    // SAFETY: no signal is sent.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, 0) == 0 }
 }
 
 /// How many threads the kernel counts.
@@ -98,14 +122,16 @@ pub(super) struct Status {
     pub(super) state: u8,
     /// Bit `n - 1` for signal `n`.
     pub(super) blocked: u64,
+    /// How often it has left a core, on its own or not.
+    pub(super) switches: u64,
 }
 
 impl Status {
     /// `None` where there is no such thread (any more).
     pub(super) fn of(tid: i32) -> Option<Self> {
-        let mut status = Self { name: ThreadName::unknown(), state: 0, blocked: 0 };
+        let mut status = Self { name: ThreadName::unknown(), state: 0, blocked: 0, switches: 0 };
         let mut complete = false;
-        lines::for_each(Path::new(tid, "status").get()?, |line| {
+        lines::for_each(Path::new(tid, "status").path()?, |line| {
             if let Some(name) = line.strip_prefix(b"Name:\t") {
                 status.name = ThreadName::new(name);
             } else if let Some(state) = line.strip_prefix(b"State:\t") {
@@ -115,8 +141,11 @@ impl Status {
                     .ok()
                     .and_then(|mask| u64::from_str_radix(mask, 16).ok())
                     .unwrap_or(0);
+            } else if let Some(count) = line.strip_prefix(b"voluntary_ctxt_switches:") {
+                status.switches += number::<u64>(count).unwrap_or(0);
+            } else if let Some(count) = line.strip_prefix(b"nonvoluntary_ctxt_switches:") {
+                status.switches += number::<u64>(count).unwrap_or(0);
                 complete = true;
-                return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         })
@@ -135,6 +164,48 @@ impl Status {
     }
 }
 
+/// Where a thread is, as far as the kernel tells without stopping it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a system call, a fault or a stop: it executes `instruction` when it goes on, with
+    /// this stack pointer.
+    Asleep {
+        /// The instruction it executes next.
+        instruction: u64,
+        /// Its stack pointer.
+        stack: u64,
+    },
+    /// It runs, or waits for a core.
+    Running,
+    /// There is no such thread (any more).
+    Gone,
+}
+
+impl Place {
+    /// Reads `/proc/self/task/T/syscall`, which is there on every x86-64 kernel
+    /// (`CONFIG_HAVE_ARCH_TRACEHOOK`) and readable for threads of one's own process. The kernel
+    /// waits until a thread that sleeps has left its core (lib/syscall.c, `collect_syscall`).
+    pub(super) fn of(tid: i32) -> Self {
+        let mut place = Self::Gone;
+        let path = Path::new(tid, "syscall");
+        let Some(path) = path.path() else { return place };
+        let read = lines::for_each(path, |line| {
+            // `running`; or a number, up to six arguments, stack and instruction pointer.
+            let mut last = line.rsplit(|&byte| byte == b' ').map(hexadecimal);
+            place = match (last.next().flatten(), last.next().flatten()) {
+                (Some(instruction), Some(stack)) => Self::Asleep { instruction, stack },
+                _ => Self::Running,
+            };
+            ControlFlow::Break(())
+        });
+        if read.is_ok() { place } else { Self::Gone }
+    }
+}
+
+fn hexadecimal(word: &[u8]) -> Option<u64> {
+    u64::from_str_radix(core::str::from_utf8(word.strip_prefix(b"0x")?).ok()?, 16).ok()
+}
+
 /// The bit of `signal` in a mask.
 pub(super) fn bit(signal: i32) -> u64 {
     u32::try_from(signal - 1).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0)
@@ -143,7 +214,7 @@ pub(super) fn bit(signal: i32) -> u64 {
 /// Whether the thread is one of the kernel's that is listed with ours.
 pub(super) fn is_kernel_worker(tid: i32) -> bool {
     let mut flags = None;
-    if let Some(path) = Path::new(tid, "stat").get() {
+    if let Some(path) = Path::new(tid, "stat").path() {
         let _ = lines::for_each(path, |line| {
             // The name, in parentheses, may have spaces and parentheses itself. Behind it:
             // state, five numbers, and the flags (proc(5): field 9).
@@ -171,12 +242,12 @@ struct Path {
 impl Path {
     fn new(tid: i32, file: &str) -> Self {
         let mut path = Self { bytes: [0; 48], len: 0 };
-        // Ten digits at most, so it fits; `get` finds no terminator otherwise.
+        // Ten digits at most, so it fits; `path` finds no terminator otherwise.
         let _ = write!(path, "/proc/self/task/{tid}/{file}\0");
         path
     }
 
-    fn get(&self) -> Option<&CStr> {
+    fn path(&self) -> Option<&CStr> {
         CStr::from_bytes_with_nul(self.bytes.get(..self.len)?).ok()
     }
 }

@@ -13,19 +13,26 @@
 //! GENERATION = 0                          ENTERED -= 1
 //! wait until ENTERED is 0; free the slots
 //! ```
+//! In a survey nobody waits: a thread says whether it is outside, and goes on.
+//!
 //! A signal that comes too late finds another generation and touches nothing else: either
 //! the handler counts itself into `ENTERED` before the inspector reads that, which then
 //! waits for it, or it reads `GENERATION` after the inspector has cleared that. All four
 //! accesses are `SeqCst` for this.
 
 use core::ffi::{c_int, c_void};
+use core::ops::Range;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::boxed::Box;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::thread::futex;
 use rustix::thread::futex::Timespec;
+
+use super::list::Status;
+use super::stacks::{self, Stacks};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 static ENTERED: AtomicU32 = AtomicU32::new(0);
@@ -34,6 +41,8 @@ static SHARED: AtomicPtr<Shared> = AtomicPtr::new(null_mut());
 const SILENT: u32 = 0;
 const ANSWERING: u32 = 1;
 const ANSWERED: u32 = 2;
+/// As `ANSWERED`, in a survey: it is outside of what is watched.
+const OUTSIDE: u32 = 3;
 
 /// What one thread publishes, and what it is told.
 #[derive(Debug, Default)]
@@ -49,7 +58,12 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn has_answered(&self) -> bool {
-        self.state.load(Ordering::Acquire) == ANSWERED
+        self.state.load(Ordering::Acquire) >= ANSWERED
+    }
+
+    /// Whether it has said that it is outside of what a survey watches.
+    pub(super) fn is_outside(&self) -> bool {
+        self.state.load(Ordering::Acquire) == OUTSIDE
     }
 
     /// Instruction pointer, stack pointer, whether on the alternate stack.
@@ -71,6 +85,27 @@ pub(super) struct Shared {
     slots: Box<[Slot]>,
     answered: AtomicU32,
     release: AtomicU32,
+    survey: Option<Question>,
+}
+
+/// What each thread is asked in a survey: whether it is outside.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    pub(super) watched: Arc<[Range<u64>]>,
+    pub(super) stacks: Arc<Stacks>,
+}
+
+impl Question {
+    /// Whether the calling thread, which was interrupted there, is outside.
+    ///
+    /// # Safety
+    /// It was interrupted on the stack that `pointer` is in.
+    unsafe fn is_outside(&self, instruction: u64, pointer: u64) -> bool {
+        let Some(stack) = self.stacks.above(pointer) else { return false };
+        stacks::containing(&self.watched, instruction).is_none()
+            // SAFETY: its own stack, and it is here.
+            && unsafe { stacks::scan(&stack, &self.watched) }.is_none()
+    }
 }
 
 /// The handler in place, and the threads it holds. Dropping it lets them go.
@@ -82,17 +117,21 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Installs the handler. `signal` must have its default action.
-    pub(super) fn new(signal: c_int, capacity: usize) -> Result<Self, Errno> {
+    /// Installs the handler. `signal` must have its default action. With a `survey`, threads
+    /// are not held, but answer and go on.
+    pub(super) fn new(
+        signal: c_int,
+        capacity: usize,
+        survey: Option<Question>,
+    ) -> Result<Self, Errno> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let mut generation = NEXT.fetch_add(1, Ordering::Relaxed);
         if generation == 0 {
             generation = NEXT.fetch_add(1, Ordering::Relaxed);
         }
         let slots = (0..capacity).map(|_| Slot::default()).collect();
-        let shared =
-            Box::new(Shared { slots, answered: AtomicU32::new(0), release: AtomicU32::new(0) });
-        let shared = Box::into_raw(shared);
+        let (answered, release) = (AtomicU32::new(0), AtomicU32::new(0));
+        let shared = Box::into_raw(Box::new(Shared { slots, answered, release, survey }));
         let hold = Self { generation, signal, shared };
         SHARED.store(shared, Ordering::Release);
         GENERATION.store(generation, Ordering::SeqCst);
@@ -233,6 +272,23 @@ pub(super) fn with_default_action() -> u64 {
     mask
 }
 
+/// A signal with default action that few of these threads block; `None` if there is none.
+pub(super) fn least_blocked<'a>(threads: impl Iterator<Item = &'a Status>) -> Option<c_int> {
+    let mut common = with_default_action();
+    for status in threads {
+        let free = common & !status.blocked;
+        if free != 0 {
+            common = free;
+        }
+    }
+    (common != 0).then(|| lowest(common))
+}
+
+/// The lowest signal of a mask.
+pub(super) fn lowest(mask: u64) -> c_int {
+    mask.trailing_zeros().cast_signed() + 1
+}
+
 /// Whether the calling thread is on its alternate signal stack.
 pub(super) fn on_alternate_stack() -> bool {
     // SAFETY: all zero bytes are a valid `stack_t`.
@@ -286,9 +342,16 @@ unsafe fn answer(info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
     slot.instruction.store(registers[libc::REG_RIP as usize].cast_unsigned(), Ordering::Relaxed);
     slot.stack.store(stack, Ordering::Relaxed);
     slot.alternate.store(u32::from(on_alternate), Ordering::Relaxed);
-    slot.state.store(ANSWERED, Ordering::Release);
+    let instruction = slot.instruction.load(Ordering::Relaxed);
+    // SAFETY: this is the thread, and that is its stack.
+    let is_outside = |survey: &Question| unsafe { survey.is_outside(instruction, stack) };
+    let outside = !on_alternate && shared.survey.as_ref().is_some_and(is_outside);
+    slot.state.store(if outside { OUTSIDE } else { ANSWERED }, Ordering::Release);
     shared.answered.fetch_add(1, Ordering::Release);
     let _ = futex::wake(&shared.answered, futex::Flags::PRIVATE, 1);
+    if shared.survey.is_some() {
+        return;
+    }
 
     while shared.release.load(Ordering::Acquire) == 0 {
         let _ = futex::wait(&shared.release, futex::Flags::PRIVATE, 0, None);

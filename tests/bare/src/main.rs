@@ -143,8 +143,7 @@ fn attach_and_detach() -> Result<(), Failure> {
             entry: entry(number),
             layout: IBT,
             nop: SiteNop::FiveByte,
-            region: Region(0),
-        };
+            region: Region(0), stack_arguments: None };
         *id = Some(engine.register(&spec).map_err(|_| Failure::EngineNew)?);
     }
     let [Some(a), .., Some(b)] = ids else { return Err(Failure::EngineNew) };
@@ -201,7 +200,7 @@ fn thunked(engine: &mut Engine<Bare>) -> Result<(), Failure> {
     // The site of this one is where the plain functions of this text have theirs.
     let entry = Entry::new(IBT.site(entry(5)).get());
     let layout = PLAIN_UNPADDED;
-    let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region: Region(0) };
+    let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region: Region(0), stack_arguments: None };
     let id = engine.register(&spec).map_err(|_| Failure::Thunk)?;
     let mut pokes = [Poke::EMPTY; 2];
     ensure(engine.pokes_needed(&[id]) == 2, Failure::Thunk)?;

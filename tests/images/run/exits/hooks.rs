@@ -8,8 +8,8 @@ use std::alloc::alloc;
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, MakeSideStack, SideStack, SideStackBodies,
-    SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk,
+    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, FrameBodies, Kept, MakeSideStack, SideStack,
+    SideStackBodies, SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk,
 };
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::CodeBuffer;
@@ -20,15 +20,16 @@ use fentry::layout::EntryLayout;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     SideStack,
+    Frame,
     Called,
     Swap,
 }
 
-pub const FORMS: [Form; 3] = [Form::SideStack, Form::Called, Form::Swap];
+pub const FORMS: [Form; 4] = [Form::SideStack, Form::Frame, Form::Called, Form::Swap];
 /// Forms whose frames are on a side stack.
 pub const SIDE_STACKS: [Form; 2] = [Form::SideStack, Form::Swap];
 
-/// What the called form copies: no function here has more.
+/// What the forms copy that copy arguments: no function here has more.
 const STACK_ARGUMENTS: u8 = 12;
 /// Bytes of an image, and of one function's own code, at the most.
 const IMAGE: usize = 0x2000;
@@ -155,6 +156,14 @@ impl Hooks {
                     .emit(code)
                     .unwrap()
             }
+            Form::Frame => {
+                let functions =
+                    CookiePlace { column: functions.as_ptr() as u64, stride: Stride::Eight };
+                let (stack_arguments, modify) = (STACK_ARGUMENTS, &[][..]);
+                FrameBodies { functions, stack_arguments, vectors, entries: before, modify, exits }
+                    .emit(code)
+                    .unwrap()
+            }
             Form::Swap => SwapBodies {
                 index: IndexFrom::Thunk,
                 return_to_entry: layout.return_to_entry(),
@@ -165,7 +174,7 @@ impl Hooks {
             }
             .emit(code)
             .unwrap(),
-            Form::Called => Bodies { enter: 0, exit: 0 },
+            Form::Called => Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack },
         });
         let own = ground.0 + IMAGE as u64;
         let mut hooks = Self { ground, sites: Vec::new(), _functions: functions, own };
@@ -174,7 +183,7 @@ impl Hooks {
             let site = layout.site(Entry::new(entry)).get();
             let origin = layout.origin(Entry::new(entry));
             let branch = ground.emit(at, |code| match form {
-                Form::SideStack => {
+                Form::SideStack | Form::Frame => {
                     exit_thunk(code, index, bodies, origin).unwrap();
                     assert_eq!(code.position(), EXIT_THUNK_SIZE);
                     jmp_bytes(site, at).unwrap()

@@ -111,6 +111,12 @@ impl Case {
             expected[register] = self.changed(given, number, self.entries);
         }
         expected[R11] = got.general[R11];
+        if self.form == Form::Frame {
+            // Its own copy of its arguments, aligned as the caller's; and a frame pointer.
+            assert!(got.general[RSP] < given.general[RSP] - 192, "below the frame");
+            expected[RSP] = got.general[RSP] & !0xf | given.general[RSP] & 0xf;
+            expected[RBP] = given.general[RSP] - 8;
+        }
         if self.form == Form::Called {
             // It has its own frame, aligned, whatever the caller's alignment was; and what a
             // function must keep, not use, is its own.
@@ -144,6 +150,7 @@ impl Case {
                 [a, b, c, d, e, f, rax, r10, state, entry, saved, rbp, own, returns_to()]
             } else {
                 let [rax, r10] = [seen.context[6], seen.context[7]];
+                // In the frame form, too, three words below the arguments.
                 let (state, frame) = ((width << 1 | 1) << 32, given.general[RSP] - 16);
                 [a, b, c, d, e, f, rax, r10, state, entry, saved, frame, own, returns_to()]
             };

@@ -4,7 +4,7 @@ use core::arch::global_asm;
 use core::ptr;
 
 use fentry::addr::Origin;
-use fentry::emit::x86_64::{Bodies, exit_thunk};
+use fentry::emit::x86_64::{Bodies, Kept, exit_thunk};
 use fentry::encode::x86_64::{Reg, jmp_reg, mov_imm64};
 
 use super::hooks::Ground;
@@ -66,7 +66,7 @@ fn a_thunk_goes_where_the_flags_say() {
         });
         at
     });
-    let bodies = Bodies { enter, exit };
+    let bodies = Bodies { enter, exit, kept: Kept::OnSideStack };
     ground.emit(ground.0, |code| exit_thunk(code, 77, bodies, Origin::new(origin)).unwrap());
     // SAFETY: the thunk, and what it calls, return 64 bits to their caller.
     let thunk: Thunk = unsafe { core::mem::transmute(ground.0 as usize) };

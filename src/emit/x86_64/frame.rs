@@ -1,0 +1,194 @@
+//! Entry and exit with all state on the ordinary stack.
+
+use super::enter::{ARGUMENTS, argument_place, clear_sessions, load_function, run_entries};
+use super::entry::forget_return_address;
+use super::exit_thunk::{Bodies, Kept};
+use super::leave::{Part, align, frame, run_exits};
+use super::side_stack::FRAME_SIZE;
+use super::unwind::Marks;
+use crate::emit::context::state;
+use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
+use crate::encode::x86_64::{
+    Mem, Reg, int3, lea, mov_load64, mov_reg_reg, mov_store_imm32, mov_store64, pop, push, ret,
+    test_reg, xor_reg32,
+};
+use crate::encode::{CodeBuffer, EncodeError};
+
+/// The bodies for functions of which it is known how many arguments they have on the stack.
+///
+/// They do what [`SideStackBodies`](super::SideStackBodies) do, without a side stack: the
+/// origin runs on a copy of its stack arguments, above which its caller's return address and
+/// the [`ExitContext`](crate::emit::ExitContext) are. So whatever becomes of the stack becomes
+/// of these: a function may be left by `longjmp`, and threads may switch stacks inside of it.
+///
+/// The stack while the origin runs, where *S* is the slot of its caller's return address and
+/// there are *n* words of stack arguments:
+///
+/// | address | |
+/// |---|---|
+/// | *S* + 8 | the arguments on the stack, as the caller has passed them |
+/// | *S* | the caller's return address |
+/// | *S* - 8 | the caller's `rbp`; `rbp` points here, as in any function with a frame pointer |
+/// | *S* - 16 | the caller's `rbx` |
+/// | *S* - 192 | the exit context |
+/// | *S* - 192 - 8 *n*, and 8 less if *n* is even | the copy of the arguments |
+/// | below | the return address of the origin, in the thunk, and the origin's own |
+///
+/// No call overflows, and none runs unhooked.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameBodies<'a> {
+    /// Where the functions' entries stand, found by their index.
+    pub functions: CookiePlace,
+    /// Arguments on the stack, in words of 8 bytes, of each function: at least as many as it
+    /// has, and no more than its callers have made room for.
+    pub stack_arguments: u8,
+    /// What is saved around the programs.
+    pub vectors: Vectors,
+    /// The entry programs, in the order in which they run.
+    pub entries: &'a [ProgramCall],
+    /// The programs that may modify the return, in the order in which they run.
+    pub modify: &'a [ProgramCall],
+    /// The exit programs, in the order of their attachment.
+    pub exits: &'a [ProgramCall],
+}
+
+/// The word that holds the caller's `rbx`.
+const RBX: Mem = Mem::at(Reg::Rbp, -8);
+/// The slot.
+const CALLER: Mem = Mem::at(Reg::Rbp, 8);
+/// What the context holds of its place: three words below the arguments on the stack.
+const PLACE: Mem = Mem::at(Reg::Rbp, -8);
+/// From `rbp` to the first argument on the stack.
+const STACK_ARGUMENTS: i32 = 16;
+
+impl FrameBodies<'_> {
+    /// Bytes that the bodies of so many programs can take at the most: `entries` and `modify`
+    /// together, and `exits`.
+    #[must_use]
+    pub const fn max_size(entries: usize, exits: usize, stack_arguments: u8) -> usize {
+        896 + 96 * entries + 80 * exits + 12 * stack_arguments as usize
+    }
+
+    /// Emits both bodies for the address where `code` will run.
+    ///
+    /// # Errors
+    /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
+    /// says how many are enough.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
+        Ok(self.emit_marked(code)?.bodies())
+    }
+
+    /// As [`emit`](Self::emit), with what an [unwind table](super::UnwindTable::of_bodies) has
+    /// to know.
+    ///
+    /// # Errors
+    /// As those of [`emit`](Self::emit).
+    pub fn emit_marked(&self, code: &mut CodeBuffer<'_>) -> Result<Marks, EmitError> {
+        let start = code.here();
+        let exit = self.leave(code)?;
+        let (enter, skip_until) = self.enter(code)?;
+        Ok(Marks { start, exit, enter, skip_until, kept: Kept::OnStack })
+    }
+
+    /// Bytes from the stack pointer that the origin's thunk has to the exit context.
+    fn below_frame(&self) -> i32 {
+        let words = i32::from(self.stack_arguments);
+        8 * (words + i32::from(words % 2 == 0))
+    }
+
+    fn enter(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {
+        let (skip, skip_until) = self.skip(code)?;
+        align(code)?;
+        let start = code.here();
+        // The caller's `rbp` takes the place of the return address to the thunk.
+        push(code, Reg::Rbx)?;
+        mov_load64(code, Reg::Rbx, Mem::at(Reg::Rsp, 8))?;
+        mov_store64(code, Mem::at(Reg::Rsp, 8), Reg::Rbp)?;
+        lea(code, Reg::Rbp, Mem::at(Reg::Rsp, 8))?;
+        lea(code, Reg::Rsp, Mem::at(Reg::Rsp, -FRAME_SIZE))?;
+        mov_store64(code, frame!(Reg::Rsp, through), Reg::Rbx)?;
+        mov_reg_reg(code, Reg::Rbx, Reg::Rsp)?;
+        self.fill(code)?;
+        let found = code.here();
+        if !self.entries.is_empty() || !self.modify.is_empty() {
+            run_entries(code, self.vectors, self.entries, self.modify, skip)?;
+            for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
+                mov_load64(code, argument, argument_place(number))?;
+            }
+        }
+        lea(
+            code,
+            Reg::Rsp,
+            Mem::at(Reg::Rbx, 8 * i32::from(self.stack_arguments) - self.below_frame()),
+        )?;
+        for number in (0..i32::from(self.stack_arguments)).rev() {
+            mov_load64(code, Reg::R11, Mem::at(Reg::Rbp, STACK_ARGUMENTS + 8 * number))?;
+            push(code, Reg::R11)?;
+        }
+        mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
+        push(code, Reg::R11)?;
+        mov_load64(code, Reg::Rax, frame!(Reg::Rbx, rax))?;
+        mov_load64(code, Reg::R10, frame!(Reg::Rbx, rdx))?;
+        mov_load64(code, Reg::Rbx, RBX)?;
+        let until = code.here();
+        // Neither zero nor a carry comes of it.
+        test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        ret(code)?;
+        int3(code)?;
+        Ok((Part { start, found, until, end: code.here() }, skip_until))
+    }
+
+    /// Fills the context at `rbx`. `rax` and `r10` stand where the exit's `rax` and `rdx` will.
+    fn fill(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
+            mov_store64(code, argument_place(number), argument)?;
+        }
+        mov_store64(code, frame!(Reg::Rbx, rax), Reg::Rax)?;
+        mov_store64(code, frame!(Reg::Rbx, rdx), Reg::R10)?;
+        mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
+        let shown = state::FRAME_IS_ADDRESS | state::width(self.vectors);
+        mov_store_imm32(code, frame!(Reg::Rbx, state), shown)?;
+        load_function(code, self.functions)?;
+        mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
+        mov_load64(code, Reg::R10, CALLER)?;
+        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
+        lea(code, Reg::R10, PLACE)?;
+        mov_store64(code, frame!(Reg::Rbx, slot), Reg::R10)?;
+        clear_sessions(code, self.entries, self.exits)
+    }
+
+    /// Emits what a program's result, in `rax`, goes on at where it is what the function returns.
+    /// Gives where it begins, and up to where `rbx` is the frame.
+    fn skip(&self, code: &mut CodeBuffer<'_>) -> Result<(u64, u64), EncodeError> {
+        let start = code.here();
+        if self.modify.is_empty() {
+            return Ok((start, start));
+        }
+        forget_return_address(code)?;
+        lea(code, Reg::Rsp, Mem::at(Reg::Rbx, -self.below_frame()))?;
+        mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
+        push(code, Reg::R11)?;
+        mov_load64(code, Reg::Rbx, RBX)?;
+        let until = code.here();
+        // Sets zero and clears the carry.
+        xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
+        ret(code)?;
+        int3(code)?;
+        Ok((start, until))
+    }
+
+    fn leave(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
+        align(code)?;
+        let start = code.here();
+        lea(code, Reg::Rbx, Mem::at(Reg::Rsp, self.below_frame()))?;
+        let found = code.here();
+        run_exits(code, self.vectors, self.exits)?;
+        lea(code, Reg::Rsp, Mem::at(Reg::Rbx, FRAME_SIZE))?;
+        pop(code, Reg::Rbx)?;
+        let until = code.here();
+        pop(code, Reg::Rbp)?;
+        ret(code)?;
+        int3(code)?;
+        Ok(Part { start, found, until, end: code.here() })
+    }
+}

@@ -1,0 +1,131 @@
+//! Unwind tables of emitted code: where each of its frames ends, and who called it.
+//!
+//! Format: `.eh_frame`, as in the Linux Standard Base, core specification 5.0, "Exception
+//! frames"; instructions and expressions are those of DWARF 4, sections 6.4.2 and 2.5. Addresses
+//! are absolute, so a table may be read wherever it stands.
+//!
+//! # What a stack shows
+//! A body is called, or jumped to, when the hooked function has begun or has returned. In its
+//! programs the tables show the function all the same, as it is at its entry, called by whom
+//! it was called by:
+//!
+//! ```text
+//!  in an entry program    program, body, function, caller
+//!  in the function        function, thunk, caller         without exit programs: function, caller
+//!  in an exit program     program, body, function, caller
+//! ```
+//!
+//! # Side stacks
+//! While a function with exit programs runs, nothing on the stack says who called it: that is in
+//! a frame of the thread's side stack. An unwinder knows no thread, but the frame has the
+//! address of the stack slot that the return address was in, and no two threads have the same
+//! stack. So the tables have an expression that looks through all side stacks for that slot.
+
+mod expression;
+mod frame;
+mod side_stack;
+mod table;
+
+use core::mem::offset_of;
+
+use super::entry::BODY_END;
+use super::exit_thunk::{Bodies, Kept};
+use super::leave::Part;
+use crate::emit::ExitContext;
+use expression::Expression;
+pub use expression::SideStackList;
+pub use table::UnwindTable;
+use table::{RBP, RBX, RSP};
+
+/// Bytes from the slot of the return address to the value of `rsp` in the caller.
+const SLOT: u8 = 8;
+
+impl UnwindTable {
+    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address`.
+    #[must_use]
+    pub fn of_entry_body(address: u64, size: usize) -> Self {
+        let mut table = Self::new();
+        let mut rows = table.of(address..address + size as u64);
+        rows.push_rbp();
+        rows.before_end(BODY_END);
+        rows.cfa(RSP, SLOT);
+        rows.same(RBP);
+        rows.end();
+        table.end();
+        table
+    }
+
+    /// Of `size` bytes of code that leaves the stack as it is: [entry thunks](super::entry_thunk),
+    /// the jump to a [replacement](super::replacement).
+    #[must_use]
+    pub fn of_jumps(address: u64, size: usize) -> Self {
+        let mut table = Self::new();
+        table.jumps(address..address + size as u64);
+        table.end();
+        table
+    }
+
+    /// Of [exit thunks](super::exit_thunk), `size` bytes of them, of which all keep the return
+    /// address there. Callers are found on `side_stacks`.
+    #[must_use]
+    pub fn of_exit_thunks(
+        address: u64,
+        size: usize,
+        kept: Kept,
+        side_stacks: &SideStackList,
+    ) -> Self {
+        let mut table = Self::new();
+        let mut rows = table.of(address..address + size as u64);
+        // One row for all of them: what holds, the place in the thunk says.
+        match kept {
+            Kept::OnSideStack => side_stack::exit_thunks(&mut rows, side_stacks),
+            Kept::OnStack => frame::exit_thunks(&mut rows),
+        }
+        rows.end();
+        table.end();
+        table
+    }
+
+    /// Of an image with [`SideStackBodies`](super::SideStackBodies) or
+    /// [`FrameBodies`](super::FrameBodies), and what may stand before them and leaves the stack as
+    /// it is. Callers are found on `side_stacks`.
+    #[must_use]
+    pub fn of_bodies(image: u64, marks: &Marks, side_stacks: &SideStackList) -> Self {
+        let mut table = Self::new();
+        table.jumps(image..marks.start);
+        match marks.kept {
+            Kept::OnSideStack => side_stack::bodies(&mut table, marks, side_stacks),
+            Kept::OnStack => frame::bodies(&mut table, marks),
+        }
+        table.end();
+        table
+    }
+}
+
+/// An address in the hooked function, whose frame is at `rbx`, as it is at its entry: what is
+/// called from there is called by it.
+fn hooked_function() -> Expression {
+    let mut function = Expression::new();
+    function.load_at(RBX, offset_of!(ExitContext, function) as i32);
+    function.plus(1);
+    function
+}
+
+/// Where bodies were emitted, and places in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    pub(super) start: u64,
+    pub(super) exit: Part,
+    pub(super) enter: Part,
+    /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
+    pub(super) skip_until: u64,
+    pub(super) kept: Kept,
+}
+
+impl Marks {
+    /// The bodies.
+    #[must_use]
+    pub const fn bodies(&self) -> Bodies {
+        Bodies { enter: self.enter.start, exit: self.exit.start, kept: self.kept }
+    }
+}

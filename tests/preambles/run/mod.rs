@@ -1,0 +1,5 @@
+//! What happens when emitted code runs on this machine.
+
+mod dispatch;
+mod machine;
+mod preambles;
