@@ -26,6 +26,7 @@ mod functions;
 pub mod glob;
 mod lines;
 mod link;
+mod loader;
 mod lock;
 pub mod maps;
 pub mod memory;

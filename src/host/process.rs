@@ -10,6 +10,7 @@ use super::error::{AttachError, FindError, OpenError, SynchronizeError};
 use super::fork;
 use super::functions::Functions;
 use super::link::Link;
+use super::loader;
 use super::program::{Program, Programs};
 use super::quiescence::Quiescence;
 use super::shared::Shared;
@@ -132,7 +133,7 @@ impl Process {
                 }
             }
         }
-        let module = fork::loader_is_usable().then(|| discover::module_of_symbol(name)).flatten();
+        let module = loader::is_usable().then(|| discover::module_of_symbol(name)).flatten();
         match module {
             Some(module) => FindError::NoPatchSite { function: std::format!("{name} ({module})") },
             None => FindError::NoSuchFunction { name: name.to_string() },

@@ -10,8 +10,8 @@ use super::cores::Membarrier;
 use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError};
-use super::fork;
 use super::functions::{Catalogue, KnownModule};
+use super::loader;
 use super::lock::Unavailable;
 use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program};
@@ -98,7 +98,7 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        if !fork::loader_is_usable() {
+        if !loader::is_usable() {
             return Err(Unavailable::Loader.into());
         }
         let mut fresh = Vec::new();
@@ -371,7 +371,7 @@ impl State {
 /// As [`discover::while_loaded`], where that does not wait for ever; `None` where it would, or
 /// nothing can be listed.
 fn while_loaded<R>(work: impl FnOnce(&[discover::Identity]) -> R) -> Option<R> {
-    fork::loader_is_usable().then(|| discover::while_loaded(work).ok())?
+    loader::is_usable().then(|| discover::while_loaded(work).ok())?
 }
 
 /// Positions of this library's own functions: they run whenever a program does.
