@@ -98,7 +98,7 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        if !fork::loader_is_usable() {
+        if !fork::locks_are_usable() {
             return Err(Unavailable::Loader.into());
         }
         let mut fresh = Vec::new();
@@ -371,7 +371,7 @@ impl State {
 /// As [`discover::while_loaded`], where that does not wait for ever; `None` where it would, or
 /// nothing can be listed.
 fn while_loaded<R>(work: impl FnOnce(&[discover::Identity]) -> R) -> Option<R> {
-    fork::loader_is_usable().then(|| discover::while_loaded(work).ok())?
+    fork::locks_are_usable().then(|| discover::while_loaded(work).ok())?
 }
 
 /// Positions of this library's own functions: they run whenever a program does.
