@@ -1,21 +1,26 @@
-//! Every argument arrives unchanged through a hooked entry, whatever its class and however
-//! many there are, and programs see and change exactly the arguments that were passed.
+//! Every argument and every result arrives unchanged through a hooked entry and exit, whatever its
+//! class and however many there are, and programs see and change exactly the arguments that were
+//! passed.
 
 mod support;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fentry::emit::Context;
-use fentry::host::{Functions, Link, Process, Program, Vectors};
+use fentry::host::{Functions, Link, Process, Program, Programs, Session, Vectors};
 use support::compile::{Build, Compiler, compilers, shared_object};
 use support::object::{Object, symbol_at};
-use support::programs::{call_keeping, call_misaligned, clobber, empty, take_runs};
+use support::programs::{
+    call_keeping, call_misaligned, clobber, clobber_at_exit, empty, take_runs,
+};
 use support::signatures::{self, Driver, Generated};
 
 /// Bytes in all, bytes before the entry: the option's two numbers.
 const LAYOUTS: [&str; 3] = ["21,16", "5", "37,32"];
 const PROTECTIONS: [&str; 2] = ["none", "branch"];
 const OPTIMISATIONS: [&str; 2] = ["-O0", "-O2"];
+/// Words of arguments on the stack: more than 16 structures of 64 bytes.
+const STACK_ARGUMENTS: u8 = 160;
 
 /// One test at a time: they count the runs of the same programs, and gcc's patch sites are
 /// prepared while nobody runs them.
@@ -58,10 +63,11 @@ impl Loaded {
         Self { process, object, functions, what }
     }
 
-    fn attach(&self, program: Program) -> Link {
+    fn attach(&self, programs: impl Programs) -> Link {
         // SAFETY: every program of this file keeps to the psABI and changes no state but its
-        // own, or the arguments of functions made for that.
-        unsafe { self.process.attach(&self.functions, program) }
+        // own, or the arguments of functions made for that. None of the functions switches
+        // stacks.
+        unsafe { self.process.attach(&self.functions, programs) }
             .unwrap_or_else(|error| panic!("{}: {error}", self.what))
     }
 
@@ -77,7 +83,8 @@ impl Loaded {
         }
     }
 
-    /// Compares under no program, an empty one, one that overwrites everything, and both.
+    /// Compares under no program, an empty one, one that overwrites everything, and both; then
+    /// under programs at the exit, alone and with all other kinds, in both forms.
     fn check(&self, generated: &Generated) {
         let cases = generated.signatures.len();
         assert_eq!(self.functions.len(), cases, "{}: functions with a patch site", self.what);
@@ -94,9 +101,43 @@ impl Loaded {
         self.compare(generated, "a program that overwrites all it may");
         assert_eq!(take_runs(), cases as u64, "{}: runs of the only program", self.what);
         second.detach().expect("an attached link detaches");
+        for (words, form) in [(None, "side stack"), (Some(STACK_ARGUMENTS), "frame")] {
+            // SAFETY: no function has more, and what is above theirs is the stack of this test,
+            // which is readable.
+            unsafe { self.process.set_stack_arguments(&self.functions, words) }
+                .expect("nothing is attached");
+            let third = self.attach(Program::exit(clobber_at_exit));
+            self.compare(generated, &format!("{form}: one at the exit that overwrites all"));
+            assert_eq!(take_runs(), cases as u64, "{}: runs at the exit", self.what);
+            let fourth = self.attach(around());
+            self.compare(generated, &format!("{form}: all kinds, which overwrite all"));
+            assert_eq!(take_runs(), 6 * cases as u64, "{}: runs of all kinds", self.what);
+            for link in [third, fourth] {
+                link.detach().expect("an attached link detaches");
+            }
+        }
         self.compare(generated, "everything detached");
         assert_eq!(take_runs(), 0, "{}: runs after the programs were detached", self.what);
     }
+}
+
+/// Programs at entry and exit, each of which overwrites all that it may: five runs for a call.
+fn around() -> [Program; 4] {
+    [
+        Program::from_fn(clobber()),
+        Program::modify_return(|context, cookie| {
+            clobber()(context, cookie);
+            0
+        }),
+        Program::session(
+            |context, cookie, _| {
+                clobber()(context, cookie);
+                Session::Exit
+            },
+            |context, cookie, _| clobber_at_exit(context, cookie),
+        ),
+        Program::exit(clobber_at_exit),
+    ]
 }
 
 /// Calls `test` for every compiler, layout, protection and optimisation.

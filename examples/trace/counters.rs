@@ -15,6 +15,11 @@ pub fn claim_shard(number: usize) {
     SHARD.set(number);
 }
 
+/// The number of the calling thread's shard; of no shard, if it has none.
+pub fn shard() -> usize {
+    SHARD.get()
+}
+
 /// One counter for each function in each shard.
 pub struct Counters {
     shards: Vec<Vec<AtomicU64>>,
@@ -25,14 +30,14 @@ pub struct Counters {
 impl Counters {
     /// Counters for this many functions, all zero, in this many shards.
     pub fn new(functions: usize, shards: usize) -> Self {
-        let shard = || (0..functions).map(|_| AtomicU64::new(0)).collect();
-        Self { shards: (0..shards).map(|_| shard()).collect(), common: shard() }
+        let zeroes = || (0..functions).map(|_| AtomicU64::new(0)).collect();
+        Self { shards: (0..shards).map(|_| zeroes()).collect(), common: zeroes() }
     }
 
     /// Counts one call of the function at `position`; one that does not exist is ignored.
     pub fn count(&self, position: u64) {
         let position = position as usize;
-        if let Some(shard) = self.shards.get(SHARD.get()) {
+        if let Some(shard) = self.shards.get(shard()) {
             if let Some(counter) = shard.get(position) {
                 // Only this thread writes here, so the addition needs no locked instruction.
                 counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);

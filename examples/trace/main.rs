@@ -1,16 +1,25 @@
-//! Counts every call of every function of SQLite while several threads use it.
+//! Counts every call of every function of SQLite while several threads use it, and with `--exit`
+//! times it.
 //!
 //! SQLite is built from source with room at each function's entry (`.cargo/config.toml`);
 //! nothing else about it is prepared, and it is not told. [`trace`] below is the whole
 //! use of the library; the other files are the work to be traced (`workload`, `shop`,
-//! `questions`, `model`) and what is done with the numbers (`counters`, `phase`, `text`, `report`).
+//! `questions`, `model`), what runs at entries (`counters`) and exits (`recorder`, `clock`,
+//! `paths`, `latency`), and what is done with the numbers (`phase`, `text`, `report`, `exits`,
+//! `picture`).
 
+mod clock;
 mod counters;
+mod exits;
+mod latency;
 mod model;
 mod options;
+mod paths;
 mod phase;
+mod picture;
 mod questions;
 mod random;
+mod recorder;
 mod report;
 mod shop;
 mod text;
@@ -24,11 +33,15 @@ use std::thread::sleep;
 use std::time::Instant;
 
 use fentry::emit::Context;
-use fentry::host::{Cookies, Process, Program};
+use fentry::host::{Cookies, Process, Program, Session};
 
+use clock::Moment;
 use counters::{Counters, claim_shard};
+use exits::Exits;
 use options::{HELP, Options};
 use phase::Phase;
+use picture::Picture;
+use recorder::Recorder;
 use report::Report;
 use text::Text;
 use workload::Workload;
@@ -62,6 +75,31 @@ fn run() -> Result<bool, Box<dyn Error>> {
     Ok(good)
 }
 
+/// Counts entries.
+fn count(counters: &Arc<Counters>) -> Program {
+    let counters = Arc::clone(counters);
+    Program::new(move |_: &mut Context, position| counters.count(position))
+}
+
+/// Counts entries, and records when calls began and ended.
+fn count_and_record(counters: &Arc<Counters>, recorder: &Arc<Recorder>) -> Program {
+    let (counters, at_entry, at_exit) =
+        (Arc::clone(counters), Arc::clone(recorder), Arc::clone(recorder));
+    Program::session(
+        move |_, position, began| {
+            counters.count(position);
+            match at_entry.enter(position) {
+                Some(now) => {
+                    *began = now;
+                    Session::Exit
+                }
+                None => Session::NoExit,
+            }
+        },
+        move |_, position, began| at_exit.leave(position, *began),
+    )
+}
+
 fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     // While this is the only thread: gcc leaves five one-byte nops at an entry, and making
     // one instruction of them is only safe while no thread can be between them.
@@ -75,6 +113,7 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
              CFLAGS=-fpatchable-function-entry=21,16 (see .cargo/config.toml)?"
             .into());
     }
+    let picture = options.exit.then(|| Picture::create(options.picture.clone())).transpose()?;
     let text = Text::copy()?;
 
     let workload = Workload::start(options.threads, SEED, claim_shard)?;
@@ -83,12 +122,18 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     let before = watch("before");
 
     // On: one batch, while the threads run.
-    let counting = Arc::clone(&counters);
-    let program = Program::new(move |_: &mut Context, position| counting.count(position))
-        .cookies(Cookies::Position);
+    let recorder = options.exit.then(|| Recorder::new(functions.len(), options.threads));
+    let recorder = recorder.map(Arc::new);
+    let program = match &recorder {
+        None => count(&counters),
+        Some(recorder) => count_and_record(&counters, recorder),
+    };
+    let program = program.cookies(Cookies::Position);
+    let attaching = Moment::now();
     let started = Instant::now();
-    // SAFETY: the program changes no argument, calls none of the functions it is attached
-    // to, takes no lock that they could hold, and cannot panic.
+    // SAFETY: the program changes no argument and no result, calls none of the functions it is
+    // attached to, takes no lock that they could hold, and cannot panic; SQLite does not switch
+    // stacks.
     let link = unsafe { process.attach(&functions, program) }?;
     let attach = started.elapsed();
     let attached = link.len();
@@ -121,7 +166,11 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     // The other threads are gone: now at the latest, nothing can be left of the tracing.
     process.synchronize()?;
 
-    let names = functions.iter().map(|function| function.name());
+    let names: Vec<String> = functions.iter().map(|function| function.name()).collect();
+    let exits = recorder.zip(picture).map(|(recorder, picture)| {
+        let tick = attaching.nanoseconds_of_tick();
+        Exits::gather(&recorder, &names, process.missed(), tick, picture)
+    });
     Ok(Report {
         functions: functions.len(),
         attached,
@@ -132,10 +181,11 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
         enable,
         threads: options.threads,
         calls_while_off,
-        calls: names.zip(counters.by_function()).collect(),
+        calls: names.into_iter().zip(counters.by_function()).collect(),
         phases: [before, during, after],
         wrong,
         text_bytes: text.len(),
         text_differences: text.differences()?,
+        exits: exits.transpose()?,
     })
 }

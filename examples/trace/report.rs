@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use crate::exits::Exits;
 use crate::phase::Phase;
 
 /// How many functions the list of the hottest shows.
@@ -33,6 +34,8 @@ pub struct Report {
     /// Bytes of machine code compared, and the addresses of those that differ.
     pub text_bytes: usize,
     pub text_differences: Vec<u64>,
+    /// With `--exit`.
+    pub exits: Option<Exits>,
 }
 
 impl Report {
@@ -42,7 +45,8 @@ impl Report {
         // A thread that was inside the program when it was switched off still finishes.
         let off_is_off = self.calls_while_off <= self.threads as u64;
         let counted = self.attached > 0 && self.events() > 0;
-        self.wrong == 0 && text_is_restored && off_is_off && counted
+        let balanced = self.exits.as_ref().is_none_or(Exits::is_good);
+        self.wrong == 0 && text_is_restored && off_is_off && counted && balanced
     }
 
     fn events(&self) -> u64 {
@@ -77,12 +81,18 @@ impl Report {
         println!("\nhottest functions");
         self.calls.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
         self.print_hottest();
+        if let Some(exits) = &self.exits {
+            exits.print();
+        }
 
         self.print_speeds();
         self.print_checks();
         println!(
-            "trace: functions={} attached={} events={events} wrong={} attach_ns_per_function={attach_each} detach_ns_per_function={detach_each}",
-            self.functions, self.attached, self.wrong,
+            "trace: functions={} attached={} events={events} wrong={} attach_ns_per_function={attach_each} detach_ns_per_function={detach_each}{}",
+            self.functions,
+            self.attached,
+            self.wrong,
+            self.exits.as_ref().map(Exits::keys).unwrap_or_default(),
         );
     }
 

@@ -38,6 +38,7 @@ mod exit_thunks;
 mod function;
 mod image;
 mod land;
+mod lanes;
 mod leads;
 mod plan;
 mod prepare;

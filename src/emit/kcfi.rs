@@ -11,8 +11,9 @@
 //! assert_eq!(hash, kcfi::type_hash("_ZTSFvP7contextmE"));
 //! ```
 //!
-//! With `-fsanitize-cfi-icall-experimental-normalize-integers`, which code that is called from
-//! Rust needs, the name has `.normalized` behind it, and says `u3u64` where it said `m`.
+//! Code of Rust and C that calls each other is compiled with integers normalised
+//! (`-fsanitize-cfi-icall-experimental-normalize-integers`, `-Zsanitizer-cfi-normalize-integers`).
+//! The name then has `.normalized` behind it, and says `u3u64` where it said `m`.
 
 use core::hint::black_box;
 

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
@@ -184,11 +184,12 @@ struct HostNames<'a> {
 }
 
 impl Naming for HostNames<'_> {
-    fn functions(&self) -> BTreeMap<u32, String> {
+    fn functions(&self, indexes: &BTreeSet<u32>) -> BTreeMap<u32, String> {
         let named = self.catalogue.iter().flat_map(|known| {
             let KnownModule { module, ids, .. } = &**known;
             let functions = ids.iter().zip(&module.functions);
-            functions.map(|(id, function)| (id.0, module.name_of(function).to_string()))
+            let wanted = functions.filter(|(id, _)| indexes.contains(&id.0));
+            wanted.map(|(id, function)| (id.0, module.name_of(function).to_string()))
         });
         named.collect()
     }

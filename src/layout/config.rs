@@ -115,8 +115,8 @@ impl Config {
     }
 
     /// With a kCFI hash before the padding. On x86-64 LLVM fills up with nops before the hash,
-    /// until all is a `multiple` of 16 bytes, whatever functions are aligned to; with `-Os` it
-    /// does not, and `multiple` is 1 (seen with clang 16).
+    /// until all is a `multiple` of so many bytes: 16, or what LLVM 23 is told to align functions
+    /// to. With `-Os` and `-Oz` it is 4, or 1 by LLVM 16.
     #[must_use]
     pub const fn with_kcfi(self, multiple: u16) -> Self {
         Self { kcfi: Kcfi::Hash, multiple, ..self }
@@ -162,7 +162,7 @@ impl Config {
     }
 
     /// The same for a local function whose address nobody takes: compilers leave its landing
-    /// pad and its hash away.
+    /// pad and its hash away, and fill up without it.
     #[must_use]
     pub const fn called_directly(self) -> Self {
         let kcfi = match self.kcfi {

@@ -2,7 +2,7 @@
 
 use super::aarch64::{self, INSTRUCTION};
 use super::x86_64::SITE_LEN;
-use super::{Arch, CallDepth, Config, FineIbt, LandingPad, Part, What};
+use super::{Arch, Byte, CallDepth, Config, FineIbt, LandingPad, Part, What};
 use crate::addr::Entry;
 
 /// `nop`, one byte, of which compilers make padding and gcc makes patch sites.
@@ -22,7 +22,7 @@ const SITES: [[u8; SITE_LEN as usize]; 3] = [
 pub struct Around<'a> {
     /// Where it is called.
     pub entry: Entry,
-    /// The bytes before the entry, of which the last is the one right before it. 64 are enough;
+    /// The bytes before the entry, of which the last is the one right before it. 128 are enough;
     /// with fewer, less is named.
     pub before: &'a [u8],
     /// The bytes from the entry on. 25 are enough.
@@ -64,32 +64,30 @@ impl Around<'_> {
 }
 
 impl Config {
-    /// Whether the bytes `before` an entry, the last of which is the one right before it, and
-    /// those from the entry on, can be those of such a function as it was compiled and as the
-    /// kernel made it at boot: with nothing in the slot and a nop for a patch site.
+    /// Whether these bytes can be those of such a function as it was compiled and as the kernel
+    /// made it at boot: with nothing in the slot and a nop for a patch site.
     ///
     /// The kind of nop is not looked at beyond that: five bytes of any known patch site do, and
     /// otherwise nops of one byte (x86-64) or one word (arm64).
     #[must_use]
-    pub fn stands(&self, before: &[u8], at: &[u8]) -> bool {
-        let window = Around { entry: Entry::new(0), before, at, recorded: false };
+    pub fn stands(&self, around: &Around<'_>) -> bool {
         let Ok(parts) = self.parts() else { return false };
         let nop = |place: i32| match self.arch() {
             Arch::X86_64 => NOP,
             // Padding is whole words, so the places count from the entry.
             Arch::Aarch64 => aarch64::NOP[place.rem_euclid(4) as usize % 4],
         };
-        let is_nop = |place| window.byte(place) == Some(nop(place));
+        let is_nop = |place| around.byte(place) == Some(nop(place));
         let free = |place: &i32| parts.is_free(*place, *place + 1);
         let Ok(begin) = i32::try_from(self.before_entry()) else { return false };
         (-begin..0).filter(free).all(is_nop)
             && parts.as_slice().iter().all(|part| match part.what {
                 What::Site(len) => {
                     let known = len == SITE_LEN
-                        && SITES.iter().any(|site| window.from(part.at as u16).starts_with(site));
+                        && SITES.iter().any(|site| around.from(part.at as u16).starts_with(site));
                     known || (part.at..part.end()).all(is_nop)
                 }
-                _ => window.has(part),
+                _ => around.has(part),
             })
     }
 }
@@ -97,6 +95,9 @@ impl Config {
 /// Bytes of padding that are named on x86-64, larger ones first. 11 and none say little, and
 /// are named where something else is there, too.
 const PADDINGS: [u16; 7] = [64, 59, 32, 27, 16, 11, 0];
+
+/// Of how many bytes what is before a kCFI hash can be a multiple, larger ones first.
+const MULTIPLES: [u16; 3] = [64, 32, 16];
 
 /// Paddings in which FineIBT is: those of Linux's kCFI, at 64, 32 and 16 bytes.
 const FINEIBT_PADDINGS: [u16; 3] = [59, 27, 11];
@@ -107,7 +108,13 @@ const THUNKS: [CallDepth; 2] = [CallDepth::Relative, CallDepth::Absolute];
 /// longer one is first. A byte or two tell that most of it does not.
 fn prefixes(around: &Around<'_>) -> impl Iterator<Item = Config> {
     let padded = PADDINGS.into_iter().map(|padding| Config::X86_64.with_padding(padding));
-    let hashed = padded.clone().map(|config| config.with_kcfi(16));
+    let hashed = padded
+        .clone()
+        .filter(|config| {
+            let hash = -i32::from(config.padding()) - i32::from(What::KcfiMov.size());
+            around.byte(hash).is_some_and(|byte| Byte::MovImm32.admits(byte))
+        })
+        .flat_map(|config| MULTIPLES.into_iter().map(move |multiple| config.with_kcfi(multiple)));
 
     let lands = What::LandingPad(LandingPad::Endbr64);
     let lands = around.has(&Part { at: -i32::from(FineIbt::BEFORE), what: lands });
@@ -173,8 +180,12 @@ fn landing_pad(around: &Around<'_>, pads: &[LandingPad]) -> LandingPad {
 fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
     let aligned = around.entry.get().is_multiple_of(16);
     let prefix = prefixes(around)
-        .filter(|prefix| aligned || prefix.fineibt().is_some() || prefix.padding() != 11)
-        .find(|prefix| prefix.stands(around.before, around.at));
+        .filter(|prefix| {
+            // Nothing but the alignment says that a hash there is one.
+            let bare = (prefix.padding(), prefix.before_entry()) == (11, 16);
+            aligned || !bare || prefix.fineibt().is_some()
+        })
+        .find(|prefix| prefix.stands(around));
     let pad = match prefix {
         // The end of the preamble is where the landing pad was.
         Some(prefix) if prefix.fineibt().is_some() => LandingPad::Endbr64,
@@ -189,7 +200,7 @@ fn detect_x86_64(around: &Around<'_>) -> Option<Config> {
     let padding = PADDINGS.into_iter().find(|&padding| run.wrapping_sub(padding.into()) <= 2);
     let config = match (prefix, padding) {
         (Some(prefix), _) => prefix,
-        (None, Some(11)) if KCFI_16.stands(around.before, around.at) => return None,
+        (None, Some(11)) if KCFI_16.stands(around) => return None,
         (None, Some(0 | 11)) if site == 0 => return None,
         (None, Some(padding)) => Config::X86_64.with_padding(padding),
         (None, None) => return None,

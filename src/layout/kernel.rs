@@ -3,8 +3,11 @@
 use core::fmt;
 
 use super::aarch64::INSTRUCTION;
+use super::options::kcfi_multiple;
 use super::x86_64::SITE_LEN;
-use super::{CallDepth, Config, EntryLayout, FineIbt, LandingPad, LayoutError, LayoutSpec};
+use super::{
+    CallDepth, Config, EntryLayout, FineIbt, Function, LandingPad, LayoutError, LayoutSpec,
+};
 
 /// What a kernel's `.config` says of its functions' entries.
 ///
@@ -23,6 +26,7 @@ use super::{CallDepth, Config, EntryLayout, FineIbt, LandingPad, LayoutError, La
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     compiled: Config,
+    called_directly: Config,
     fineibt: bool,
     call_depth: bool,
 }
@@ -84,7 +88,7 @@ impl Kernel {
     pub fn parse(text: &str) -> Result<Self, KernelError> {
         let text = Text(text);
         let ftrace = text.is_on("CONFIG_DYNAMIC_FTRACE");
-        // The first is its name until Linux 6.17.
+        // The first is its older name.
         let cfi = text.is_on("CONFIG_CFI_CLANG") || text.is_on("CONFIG_CFI");
         let small = text.is_on("CONFIG_CC_OPTIMIZE_FOR_SIZE");
         let mut compiled = if text.is_on("CONFIG_X86_64") {
@@ -124,11 +128,21 @@ impl Kernel {
         } else {
             return Err(KernelError::Architecture);
         };
+        let mut called_directly = compiled.called_directly();
         if cfi {
-            compiled = compiled.with_kcfi(if small { 1 } else { 16 });
+            let clang = text.value("CONFIG_CLANG_VERSION").and_then(|value| value.parse().ok());
+            let llvm = (clang.unwrap_or(0_u32) / 10_000).try_into().unwrap_or(u16::MAX);
+            let alignment = text.number("CONFIG_FUNCTION_ALIGNMENT").unwrap_or(0);
+            let with_kcfi = |config: Config, function| {
+                config.with_kcfi(kcfi_multiple(llvm, small, alignment, function))
+            };
+            let direct = Function { called_directly: true, ..Function::ANY };
+            called_directly = with_kcfi(compiled, direct).called_directly();
+            compiled = with_kcfi(compiled, Function::ANY);
         }
         Ok(Self {
             compiled,
+            called_directly,
             fineibt: text.is_on("CONFIG_FINEIBT"),
             call_depth: text.is_on("CONFIG_CALL_THUNKS"),
         })
@@ -138,6 +152,12 @@ impl Kernel {
     #[must_use]
     pub const fn compiled(&self) -> Config {
         self.compiled
+    }
+
+    /// What a traced function is compiled to that is local and whose address nobody takes.
+    #[must_use]
+    pub const fn called_directly(&self) -> Config {
+        self.called_directly
     }
 
     /// Whether FineIBT preambles may be written at boot.

@@ -69,7 +69,12 @@ pub const NAMED: &[Named] = &[
         X86_64.with_padding(16).with_landing_pad(LandingPad::Sealed),
     ),
     named("x86-64, kCFI without padding, `=5`, IBT", IBT.with_kcfi(16)),
-    named("x86-64, kCFI without padding, `-Os`, IBT", IBT.with_kcfi(1)),
+    named("x86-64, kCFI without padding, `-Os`, IBT", IBT.with_kcfi(4)),
+    named("x86-64, kCFI without padding, `-Os`, LLVM 16, IBT", IBT.with_kcfi(1)),
+    named(
+        "x86-64, kCFI, `=16,11`, functions aligned to 32, LLVM 23, IBT",
+        IBT.with_padding(11).with_kcfi(32),
+    ),
     named("x86-64, kCFI, `=21,16`, IBT", IBT.with_padding(16).with_kcfi(16)),
     named(
         "x86-64, kCFI, `=21,16`, a local function",

@@ -10,8 +10,8 @@ use super::{Arch, Config, LandingPad};
 pub enum Compiler {
     /// GNU C and C++.
     Gcc,
-    /// clang and rustc.
-    Llvm,
+    /// clang and rustc, with this major version of LLVM.
+    Llvm(u16),
 }
 
 /// The options that decide what stands around an entry.
@@ -44,8 +44,12 @@ pub struct Options {
     pub sign_return: bool,
     /// `-fsanitize=kcfi`.
     pub kcfi: bool,
-    /// `-Os` or `-Oz`: LLVM does not fill up before a kCFI hash.
+    /// `-Os` or `-Oz`: LLVM fills up less before a kCFI hash.
     pub small: bool,
+    /// `-falign-functions=` in bytes; 0 for the compiler's own choice. What is aligned is the
+    /// first byte before the entry that is the function's ([`Config::before_entry`]); LLVM 23 and
+    /// later fill up to it before a kCFI hash.
+    pub alignment: u16,
 }
 
 /// What decides beside the options.
@@ -82,7 +86,7 @@ pub enum OptionsError {
     FentryCalls,
     /// `-mfentry` and nops at the entry: two patch sites.
     TwoSites,
-    /// kCFI with gcc, or `-mfentry` with what is not gcc on x86-64.
+    /// kCFI with gcc (16 has none), or `-mfentry` with what is not gcc on x86-64.
     NotKnown {
         /// The option.
         option: &'static str,
@@ -128,6 +132,22 @@ impl fmt::Display for OptionsError {
 
 impl core::error::Error for OptionsError {}
 
+/// Of which number of bytes LLVM makes a multiple of what is before `function`, with kCFI on
+/// x86-64 (seen with 16 to 23).
+pub(super) const fn kcfi_multiple(
+    llvm: u16,
+    small: bool,
+    alignment: u16,
+    function: Function,
+) -> u16 {
+    // A hash is aligned since 17.
+    let hash = if llvm >= 17 && !function.called_directly { 4 } else { 1 };
+    if llvm >= 23 && alignment > 0 {
+        return if alignment > hash { alignment } else { hash };
+    }
+    if small { hash } else { 16 }
+}
+
 const PATCHABLE: &str = "-fpatchable-function-entry";
 
 impl Options {
@@ -144,14 +164,12 @@ impl Options {
             sign_return: false,
             kcfi: false,
             small: false,
+            alignment: 0,
         }
     }
 
     /// The options in `flags`, each as it is given to `compiler`; later ones override earlier
     /// ones, and the others are passed over. rustc's are understood with their `-Z` or `-C`.
-    ///
-    /// How functions are aligned changes nothing: what is aligned is the first byte before the
-    /// entry that is the function's ([`Config::before_entry`]).
     ///
     /// What a compiler was built to do without being asked is not known here: Debian's protects
     /// nothing, Ubuntu's gcc has `-fcf-protection` on.
@@ -192,6 +210,13 @@ impl Options {
                 }
                 "-fno-sanitize" => {
                     options.kcfi &= !value.split(',').any(|one| one == "kcfi" || one == "all");
+                }
+                "-falign-functions" | "-Zmin-function-alignment" => {
+                    let error = OptionsError::Value { option: "-falign-functions" };
+                    // gcc takes more, for how far it goes; the first is the alignment.
+                    let first = value.split_once(':').map_or(value, |(first, _)| first);
+                    options.alignment =
+                        if first.is_empty() { 0 } else { first.parse().map_err(|_| error)? };
                 }
                 "-mfentry" => options.fentry = true,
                 "-mno-fentry" => options.fentry = false,
@@ -242,7 +267,10 @@ impl Options {
         else {
             return Err(OptionsError::Value { option: PATCHABLE });
         };
-        let gcc = matches!(self.compiler, Compiler::Gcc);
+        let (gcc, llvm) = match self.compiler {
+            Compiler::Gcc => (true, 0),
+            Compiler::Llvm(major) => (false, major),
+        };
         let x86_64 = matches!(self.arch, Arch::X86_64);
         if self.fentry {
             if !gcc || !x86_64 {
@@ -264,17 +292,18 @@ impl Options {
             if gcc {
                 return Err(OptionsError::NotKnown { option: "-fsanitize=kcfi" });
             }
-            config = config.with_kcfi(if self.small { 1 } else { 16 });
+            let multiple = kcfi_multiple(llvm, self.small, self.alignment, function);
+            config = config.with_kcfi(multiple);
         }
         if function.called_directly {
             config = config.called_directly();
         }
         let signs = self.sign_return && !function.leaf;
         // `paciasp` is a landing pad, too, and is the only one where it is the first instruction
-        // (gcc) or the function has no nops (LLVM). On arm64 LLVM leaves none away: a linker may
-        // reach any function by an indirect branch.
+        // (gcc) or the function has no nops (LLVM). On arm64 LLVM leaves none away until 20: a
+        // linker might reach any function by an indirect branch.
         let signed_first = signs && if gcc { site == 0 } else { self.nops == 0 };
-        let reached = !function.called_directly || !gcc && !x86_64;
+        let reached = !function.called_directly || !x86_64 && !gcc && llvm <= 20;
         if self.landing_pads && reached && !signed_first {
             config = config.with_landing_pad(pad);
         }

@@ -46,7 +46,7 @@ pub enum LandingPad {
     Endbr64,
     /// A nop of four bytes where an `endbr64` was. Linux writes it at boot over those that no
     /// indirect branch needs, and where FineIBT has a landing pad of its own before the entry:
-    /// `66 0f 1f 00`, since 6.18 `0f 1f 40 d6` (`gen_endbr_poison`, arch/x86/include/asm/ibt.h).
+    /// `66 0f 1f 00`, in 7.2 `0f 1f 40 d6` (`gen_endbr_poison`, arch/x86/include/asm/ibt.h).
     Sealed,
     /// arm64: `bti c`, the word 0xd503245f (Arm ARM, BTI).
     BtiC,

@@ -10,8 +10,8 @@ const THUNK_RESERVE: i32 = 10;
 
 impl Config {
     /// The same as to what the bytes show, which is what [`detect`](super::detect) names. A hash
-    /// is a number like any other: it shows on x86-64 where nops fill up before it or it begins
-    /// the 16th, 32nd or 64th byte before the entry, and on arm64 never; neither does arm64
+    /// is a number like any other: it shows on x86-64 where all from it on, or from what
+    /// fills up before it, is a multiple of 16 bytes, and on arm64 never; neither does arm64
     /// padding, as functions are aligned by the same nops, but for an ops literal.
     #[must_use]
     pub const fn as_seen(self) -> Self {

@@ -12,7 +12,7 @@ fn config(arch: Arch, compiler: Compiler, flags: &str) -> Result<Config, Options
 #[test]
 fn options_that_do_not_go_together_are_named() {
     let gcc = |flags: &str| config(Arch::X86_64, Compiler::Gcc, flags);
-    let llvm = |flags: &str| config(Arch::X86_64, Compiler::Llvm, flags);
+    let llvm = |flags: &str| config(Arch::X86_64, Compiler::Llvm(21), flags);
     let value = |option| Err(OptionsError::Value { option });
     let unknown = |option| Err(OptionsError::NotKnown { option });
     assert_eq!(gcc("-fpatchable-function-entry=many"), value("-fpatchable-function-entry"));
@@ -48,7 +48,7 @@ fn options_that_do_not_go_together_are_named() {
 
 #[test]
 fn the_last_option_counts() {
-    let llvm = |flags: &str| config(Arch::X86_64, Compiler::Llvm, flags);
+    let llvm = |flags: &str| config(Arch::X86_64, Compiler::Llvm(21), flags);
     let plain = Ok(Config::X86_64.with_padding(16).with_site(5));
     let nops = "-fpatchable-function-entry=21,16";
     assert_eq!(llvm(&format!("-fpatchable-function-entry=5 {nops}")), plain);

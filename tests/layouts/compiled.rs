@@ -45,16 +45,19 @@ struct Tool {
 }
 
 /// The major version that `command` has; `None` where it is not there.
-fn version(command: &str) -> Option<u32> {
+fn version(command: &str) -> Option<u16> {
     let output = Command::new(command).arg("-dumpversion").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.trim().split('.').next()?.parse().ok())?
 }
 
 /// clang 16 or newer, the first that knows kCFI.
-fn clang() -> Option<String> {
+fn clang() -> Option<(String, Compiler)> {
     let names = (16..=30).rev().map(|version| format!("clang-{version}"));
-    names.chain(["clang".to_owned()]).find(|name| version(name).is_some_and(|found| found >= 16))
+    names.chain(["clang".to_owned()]).find_map(|name| {
+        let major = version(&name).filter(|&major| major >= 16)?;
+        Some((name, Compiler::Llvm(major)))
+    })
 }
 
 /// Compiles with `flags`; what came of it.
@@ -170,10 +173,11 @@ fn check(tool: &Tool, flags: &[&str], alignment: Option<u64>) {
         let config = expected(&options, name);
         let entry = compiled.symbol(name).expect(name);
         let (before, at) = compiled.around(entry);
+        let around = |recorded| Around { entry: Entry::new(entry), before, at, recorded };
         let begin = u64::from(config.before_entry());
-        let shown = &before[before.len().saturating_sub(70)..];
+        let shown = &before[before.len().saturating_sub(140)..];
         assert!(
-            config.stands(before, at),
+            config.stands(&around(false)),
             "{told}: {name} is {shown:02x?} | {:02x?}, and not {config:?}",
             &at[..16.min(at.len())]
         );
@@ -196,7 +200,7 @@ fn check(tool: &Tool, flags: &[&str], alignment: Option<u64>) {
         }
         let nop = at.get(site as usize..).and_then(|at| at.first_chunk()).copied();
         for recorded in [false, config.site() > 0] {
-            let around = Around { entry: Entry::new(entry), before, at, recorded };
+            let around = around(recorded);
             let found = detect(tool.arch, &around);
             let expected = named(&config, &around, nop.unwrap_or_default());
             assert_eq!(found, expected, "{told}: {name}");
@@ -254,7 +258,7 @@ fn check_all(tool: &Tool, choices: &[&[&str]]) -> usize {
     combinations
 }
 
-const ALIGNMENTS: &[&str] = &["", "-falign-functions=16", "-falign-functions=32"];
+const ALIGNMENTS: &[&str] = &["", "-falign-functions=8", "-falign-functions=32"];
 
 const X86_64_NOPS: &[&str] = &[
     "",
@@ -317,17 +321,21 @@ fn gcc_for_x86_64() {
 
 #[test]
 fn clang_for_x86_64() {
-    let Some(command) = clang() else {
+    let Some((command, compiler)) = clang() else {
         return skipped(
             "what clang makes of an entry",
             "clang 16 or newer is not on PATH; install clang-16",
         );
     };
-    let tool = Tool { command, first: &[], arch: Arch::X86_64, compiler: Compiler::Llvm };
+    let tool = Tool { command, first: &[], arch: Arch::X86_64, compiler };
     let kcfi: &[&str] = &["", "-fsanitize=kcfi"];
     let combinations = check_all(&tool, &[&["-O2"], X86_64_NOPS, CF_PROTECTION, kcfi, ALIGNMENTS])
-        + check_all(&tool, &[&["-O0", "-Os"], X86_64_NOPS, CF_PROTECTION, kcfi]);
-    assert_eq!(combinations, 140);
+        + check_all(&tool, &[&["-O0", "-Os"], X86_64_NOPS, CF_PROTECTION, kcfi])
+        + check_all(
+            &tool,
+            &[&["-Os"], &["-falign-functions=64"], X86_64_NOPS, CF_PROTECTION, kcfi],
+        );
+    assert_eq!(combinations, 168);
 }
 
 #[test]
@@ -352,18 +360,14 @@ fn gcc_for_arm64() {
 
 #[test]
 fn clang_for_arm64() {
-    let Some(command) = clang() else {
+    let Some((command, compiler)) = clang() else {
         return skipped(
             "what clang makes of an arm64 entry",
             "clang 16 or newer is not on PATH; install clang-16",
         );
     };
-    let tool = Tool {
-        command,
-        first: &["--target=aarch64-linux-gnu"],
-        arch: Arch::Aarch64,
-        compiler: Compiler::Llvm,
-    };
+    let tool =
+        Tool { command, first: &["--target=aarch64-linux-gnu"], arch: Arch::Aarch64, compiler };
     let kcfi: &[&str] = &["", "-fsanitize=kcfi"];
     let combinations = check_all(&tool, &[&["-O2"], AARCH64_NOPS, BRANCH_PROTECTION, kcfi]);
     assert_eq!(combinations, 72);

@@ -16,11 +16,16 @@ const SITES: [[u8; 5]; 4] = [
     [0x90; 5],
 ];
 
+/// Bytes of which nothing else is known.
+fn bytes<'a>(before: &'a [u8], at: &'a [u8]) -> Around<'a> {
+    Around { entry: Entry::new(0x1000), before, at, recorded: false }
+}
+
 /// An entry that is `config`, with `site` for a patch site and chance for what is not said:
 /// 64 bytes or more before it, and those from it on.
 fn bytes_of(config: &Config, site: [u8; 5], random: &mut Random) -> (Vec<u8>, Vec<u8>) {
     let mut anything = |_| random.next() as u8;
-    let mut before: Vec<u8> = (0..96).map(&mut anything).collect();
+    let mut before: Vec<u8> = (0..160).map(&mut anything).collect();
     let mut at: Vec<u8> = (0..32).map(&mut anything).collect();
     let begin = config.before_entry() as usize;
     // What another function ends with: `ret`, and no nop.
@@ -94,7 +99,7 @@ pub fn named(config: &Config, around: &Around<'_>, site: [u8; 5]) -> Option<Conf
     let like_a_hash = around.before.iter().nth_back(15).is_some_and(|end| end & 0xf8 == 0xb8);
     let said = match (seen.kcfi(), seen.padding()) {
         (Kcfi::Off, 11) => seen.site() == 5 && !like_a_hash,
-        (Kcfi::Hash, 11) => around.entry.get().is_multiple_of(16),
+        (Kcfi::Hash, 11) => seen.before_entry() > 16 || around.entry.get().is_multiple_of(16),
         (Kcfi::Off, 0) => seen.site() == 5,
         _ => true,
     };
@@ -110,7 +115,7 @@ fn what_is_named_is_found_in_the_bytes_that_it_makes() {
             for site in SITES {
                 for _ in 0..10 {
                     let (before, at) = bytes_of(&config, site, &mut random);
-                    assert!(config.stands(&before, &at), "{name}: {before:02x?} {at:02x?}");
+                    assert!(config.stands(&bytes(&before, &at)), "{name}: {before:02x?} {at:02x?}");
                     let recorded = random.next() & 1 == 0;
                     let (before, at) = (&before[..], &at[..]);
                     let around = Around { entry: entry_of(&config), before, at, recorded };
@@ -146,7 +151,7 @@ fn a_changed_byte_changes_the_name_or_is_not_part_of_it() {
                 let byte = if i < begin { &mut before[place] } else { &mut at[i - begin] };
                 *byte ^= 1 << random.below(8);
                 if let Some(now) = name(&before, &at) {
-                    assert!(now.stands(&before, &at), "{now:?}: {before:02x?} {at:02x?}");
+                    assert!(now.stands(&bytes(&before, &at)), "{now:?}: {before:02x?} {at:02x?}");
                 }
             }
         }
@@ -162,7 +167,7 @@ fn the_generations_of_fineibt_are_told_apart() {
             let (before, at) = bytes_of(&config, SITES[0], &mut random);
             let stand = FineIbt::ALL.iter().filter(|other| {
                 let other = Config::X86_64.with_padding(11).with_kcfi(16).with_fineibt(other);
-                other.stands(&before, &at)
+                other.stands(&bytes(&before, &at))
             });
             assert_eq!(stand.count(), 1, "{}", one.name());
         }
@@ -171,7 +176,7 @@ fn the_generations_of_fineibt_are_told_apart() {
 
 /// What is named of bytes by themselves.
 fn bare(arch: Arch, before: &[u8], at: &[u8]) -> Option<Config> {
-    detect(arch, &Around { entry: Entry::new(0x1000), before, at, recorded: false })
+    detect(arch, &bytes(before, at))
 }
 
 #[test]

@@ -141,21 +141,21 @@ fn every_function_of_a_stock_kernel() {
         let (before, at) = subject.image.around(entry, 96);
         let pad = landing_pad(at);
         let config = |site| -> Config {
-            let config =
-                if pad == LandingPad::None { compiled.called_directly() } else { compiled };
+            let config = if pad == LandingPad::None { kernel.called_directly() } else { compiled };
             config.with_site(site)
         };
         let site = subject.sites.contains(&(entry + u64::from(pad.size())));
         let padded = subject.is_padded(entry, before_entry);
-        let found =
-            detect(Arch::X86_64, &Around { entry: Entry::new(entry), before, at, recorded: false });
+        // By the bytes alone.
+        let around = Around { entry: Entry::new(entry), before, at, recorded: false };
+        let found = detect(Arch::X86_64, &around);
         let right = match (padded, site) {
             // Traced: its bytes must say all of it, and agree with the configuration.
             (true, true) => {
                 sites += 1;
                 let slot = layout.slot(Entry::new(entry)).map_or(entry, |slot| slot.get());
                 found == Some(config(5).as_seen())
-                    && config(5).stands(before, at)
+                    && config(5).stands(&around)
                     && subject.image.bytes(slot, entry).starts_with(&[0x90; 5])
             }
             // Not traced, and padded all the same.

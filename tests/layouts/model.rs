@@ -100,6 +100,7 @@ fn every_case(mut check: impl FnMut(&Case)) {
             for (kcfi, multiple) in [
                 (Kcfi::Off, 1),
                 (Kcfi::Hash, 1),
+                (Kcfi::Hash, 4),
                 (Kcfi::Hash, 16),
                 (Kcfi::NoHash, 1),
                 (Kcfi::NoHash, 16),

@@ -19,7 +19,7 @@ const DETACH: Plan = Plan {
     lists: &[[&[], &[], &[]], [&[(0, 10)], &[], &[]], [&[], &[], &[]]],
     breaks: Break::Nothing,
     fault: Fault::None,
-    preemptions: Some(6),
+    preemptions: Some(5),
 };
 
 fn detach(operator: &mut Operator) {
@@ -62,7 +62,7 @@ fn a_program_at_the_exit_is_retired() {
 /// The same by the breakpoint.
 #[test]
 fn a_program_at_the_exit_is_retired_by_the_breakpoint() {
-    Plan { protocol: Breakpoint, preemptions: Some(5), ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
+    Plan { protocol: Breakpoint, ..DETACH }.shows(0, &[&[], &[(0, 10)]]);
 }
 
 /// The same of a function whose state is kept on the ordinary stack.

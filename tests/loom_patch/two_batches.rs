@@ -30,7 +30,7 @@ fn saw(seen: &Seen, stages: usize) {
 /// batch begins when every core has synchronised after the first.
 #[test]
 fn the_short_jump_follows_itself() {
-    saw(&JUMP.explore(None), 2);
+    saw(&JUMP.explore(Some(5)), 2);
 }
 
 /// The same by the breakpoint. A trap of the first batch may be handled in the second.
@@ -50,7 +50,7 @@ fn one_store_follows_the_short_jump() {
 /// Three passes follow one store.
 #[test]
 fn the_short_jump_follows_one_store() {
-    saw(&RETARGET_AND_OFF.explore(None), 3);
+    saw(&RETARGET_AND_OFF.explore(Some(5)), 3);
 }
 
 /// Two batches are under way at the same time, each with synchronisations of its own.

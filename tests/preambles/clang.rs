@@ -26,13 +26,15 @@ pub fn clang(test: &str) -> Option<&'static str> {
     };
     let found = COMMANDS.into_iter().find(knows);
     if found.is_none() {
-        // Not `println!`, which is captured when a test passes.
-        let _ = writeln!(
-            std::io::stderr(),
-            "\n******** SKIPPED: {test}: no clang 16 or later is on PATH; install clang-16 ********"
-        );
+        skipped(test, "no clang 16 or later is on PATH; install clang-16");
     }
     found
+}
+
+/// Says, where nobody can miss it, that something was not tested and why.
+pub fn skipped(test: &str, why: &str) {
+    // Not `println!`, which is captured when a test passes.
+    let _ = writeln!(std::io::stderr(), "\n******** SKIPPED: {test}: {why} ********");
 }
 
 /// What `clang` makes of `source`: assembly with `-S`, an object with `-c`. A `--target` among
@@ -57,7 +59,7 @@ pub fn compile(clang: &str, name: &str, source: &str, language: &str, flags: &[&
 }
 
 /// The hash that an assembly listing has before `function`.
-fn hash_in(assembly: &str, function: &str) -> u32 {
+pub fn hash_in(assembly: &str, function: &str) -> u32 {
     let label = format!("__cfi_{function}:");
     let preamble = assembly.split(&label).nth(1).unwrap_or_else(|| panic!("no {label}"));
     let text = preamble.split("movl\t$").nth(1).expect("a kCFI preamble has a move");

@@ -2,6 +2,7 @@
 
 use fentry::emit::kcfi::{rehash, without_landing_pad};
 use fentry::emit::x86_64::{Bhi, Generation, HashPlace, Preamble, PreambleError};
+use fentry::layout::Byte;
 use proptest::prelude::*;
 
 use crate::{GENERATIONS, emitted, fineibt, kcfi};
@@ -90,6 +91,34 @@ fn what_is_no_preamble_is_refused_by_name() {
         assert_eq!(place.replace(&mut bytes, hash), Err(PreambleError::LandingPad { hash }));
     }
     assert_eq!(bytes, before);
+}
+
+#[test]
+fn what_is_emitted_is_what_is_detected() {
+    use fentry::layout::FineIbt as Known;
+    const STUB: Bhi = Bhi::Stub(0x41_0000);
+    for (generation, bhi, known) in [
+        (Generation::Original, Bhi::None, Known::ORIGINAL),
+        (Generation::Original, Bhi::FirstArgument, Known::SHORT_BHI_1),
+        (Generation::Original, STUB, Known::SHORT_BHI),
+        (Generation::Short, Bhi::None, Known::SHORT),
+        (Generation::Short, Bhi::FirstArgument, Known::SHORT_BHI_1),
+        (Generation::Short, STUB, Known::SHORT_BHI),
+        (Generation::Udb, Bhi::None, Known::UDB),
+        (Generation::Udb, Bhi::FirstArgument, Known::UDB_BHI_1),
+        (Generation::Udb, STUB, Known::UDB_BHI),
+    ] {
+        let (bytes, _) =
+            emitted(0x40_0000, |code| fineibt(0x1234_5678, generation, bhi).emit(code));
+        let admitted = |form: &[Byte; 20]| {
+            form.iter().zip(&bytes).all(|(allowed, &byte)| allowed.admits(byte))
+        };
+        let which: Vec<_> =
+            Known::ALL.iter().filter(|known| known.forms().iter().any(admitted)).collect();
+        assert_eq!(which, [&known], "{generation:?} {bhi:?}");
+        let to_entry = i32::from(HashPlace::FineIbt(generation).to_entry());
+        assert_eq!(known.hash(), -to_entry);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod golden;
 mod hashes;
 #[cfg(target_os = "linux")]
 mod run;
+mod rustc;
 
 use fentry::emit::x86_64::{
     Arity, Bhi, Check, FineIbt, Generation, Hardening, Kcfi, Preamble, Symbols,

@@ -4,7 +4,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use fentry::emit::Context;
+use fentry::emit::{Context, ExitContext};
 
 /// Runs of any of the clobbering programs.
 static RUNS: AtomicU64 = AtomicU64::new(0);
@@ -168,6 +168,13 @@ pub fn clobber() -> Function {
     } else {
         clobber_sse
     }
+}
+
+/// [`clobber`], for exits.
+pub fn clobber_at_exit(_: &mut ExitContext, _: u64) {
+    // SAFETY: the program looks at neither argument, so that it does not need them.
+    let program: extern "C" fn() = unsafe { core::mem::transmute(clobber()) };
+    program();
 }
 
 /// How often a clobbering program ran since this was asked last; asserts that each time it

@@ -4,7 +4,8 @@
 //! Each case is three functions: `fN`, which is padded and so can be hooked; `tN`, its twin
 //! with the same body and no patch site; and a driver for each of the two, not hooked
 //! either, that passes the same known values. The body folds every argument into a checksum
-//! in order, so that an argument that is lost, changed or swapped changes the result.
+//! in order, so that an argument that is lost, changed or swapped changes the result. What is
+//! returned, of whatever type, is made of the checksum, and folded by the driver.
 
 use core::fmt::Write;
 
@@ -16,7 +17,8 @@ struct Kind {
     name: &'static str,
     /// The parts that are folded, each an expression with `@` for the argument.
     folds: &'static [&'static str],
-    /// The parts of an initialiser: `i` an integer, `f` a floating-point number.
+    /// The parts of an initialiser: `i` an integer, `w` one of 128 bits, `f` a floating-point
+    /// number.
     parts: &'static str,
 }
 
@@ -44,7 +46,18 @@ const FLOATS: &[Kind] = &[
     kind("long double", &["l(@)"], "f"),
 ];
 
-/// Structures by value, 2 to 40 bytes; the name says the classes of the eightbytes.
+/// Of two halves: in `rax` and `rdx`, packed in `xmm0`, in `xmm0` and `xmm1`, in `st0` and `st1`.
+const HALVES: &[Kind] = &[
+    kind("__int128", &["i(@)", "i(@ >> 64)"], "w"),
+    kind("_Complex float", &["d(__real__ @)", "d(__imag__ @)"], "ff"),
+    kind("_Complex double", &["d(__real__ @)", "d(__imag__ @)"], "ff"),
+    kind("_Complex long double", &["l(__real__ @)", "l(__imag__ @)"], "ff"),
+];
+
+/// What a checksum is returned as where the type does not matter.
+const CHECKSUM: Kind = kind("u64", &["i(@)"], "i");
+
+/// Structures by value, 2 to 64 bytes; the name says the classes of the eightbytes.
 const STRUCTURES: &[(Kind, &str)] = &[
     (kind("struct int2", &["i(@.a)", "i(@.b)"], "ii"), "char a, b;"),
     (kind("struct int6", &["i(@.a)", "i(@.b)", "i(@.c)"], "iii"), "short a, b, c;"),
@@ -58,16 +71,26 @@ const STRUCTURES: &[(Kind, &str)] = &[
     (kind("struct int_sse16", &["i(@.a)", "d(@.b)"], "if"), "long a; double b;"),
     (kind("struct sse_int16", &["d(@.a)", "i(@.b)"], "fi"), "double a; int b;"),
     (kind("struct mixed16", &["d(@.a)", "i(@.b)", "d(@.c)"], "fif"), "float a; int b; double c;"),
-    (kind("struct memory17", &["b(&@, 17)"], "iiii"), "char a[17];"),
+    (kind("struct memory17", &["b(&@, 17)"], "iiiiiiiiiiiiiiiii"), "char a[17];"),
+    (kind("struct x87_16", &["l(@.a)"], "f"), "long double a;"),
     (kind("struct memory24", &["b(&@, 24)"], "iii"), "long a[3];"),
     (kind("struct memory32", &["b(&@, 32)"], "ffff"), "double a[4];"),
     (kind("struct x87_32", &["l(@.a)", "i(@.b)"], "fi"), "long double a; long b;"),
+    (
+        kind("struct complex32", &["l(__real__ @.a)", "l(__imag__ @.a)"], "f"),
+        "_Complex long double a;",
+    ),
     (kind("struct memory40", &["b(&@, 40)"], "iiiii"), "long a[5];"),
+    (kind("struct memory48", &["b(&@, 48)"], "ififif"), "struct { long a; double b; } a[3];"),
+    (kind("struct memory56", &["b(&@, 56)"], "fffffff"), "double a[7];"),
+    (kind("struct memory64", &["b(&@, 64)"], "iiiiiiii"), "long a[8];"),
 ];
 
 /// Vectors by value: whole `ymm` and `zmm` argument registers, more of them than there are.
 const YMM: Kind = kind("v32", &["b(&@, 32)"], "ffff");
 const ZMM: Kind = kind("v64", &["b(&@, 64)"], "ffffffff");
+const YMM_STRUCTURE: Kind = kind("struct ymm", &["b(&@.a, 32)"], "ffff");
+const ZMM_STRUCTURE: Kind = kind("struct zmm", &["b(&@.a, 64)"], "ffffffff");
 
 /// What every generated file begins with. `base` keeps functions without arguments from being
 /// constants, which need not be called. `b` reads bytes through `volatile`, so that a
@@ -77,6 +100,8 @@ const PRELUDE: &str = "\
 typedef unsigned long u64;
 typedef double v32 __attribute__((vector_size(32)));
 typedef double v64 __attribute__((vector_size(64)));
+struct ymm { v32 a; };
+struct zmm { v64 a; };
 #define BARE __attribute__((noinline, patchable_function_entry(0, 0)))
 #define PLAIN __attribute__((noinline))
 static inline __attribute__((always_inline)) u64 mix(u64 h, u64 v) {
@@ -126,6 +151,7 @@ impl Writer {
                     (bits >> 40) as i32 - 8_000_000,
                     ["25", "5"][bits as usize & 1]
                 ),
+                'w' => format!("(__int128){}ul << 64 | {bits}ul", random.next()),
                 _ if kind.name == "void *" => format!("(void *){bits}ul"),
                 // Small enough for every integer type, but with its sign and high bits.
                 _ => format!("{}", bits as i8),
@@ -134,21 +160,20 @@ impl Writer {
         if kind.parts == "i" && kind.name.contains("long") {
             parts = vec![format!("(long){}ul", random.next())];
         }
-        let _ = writeln!(
-            self.source,
-            "{} v{case}_{index} = {};",
-            kind.name,
-            if parts.len() == 1 && !kind.name.starts_with("struct") {
-                parts.remove(0)
-            } else {
-                format!("{{{}}}", parts.join(", "))
-            }
-        );
+        let value = initialiser(kind, &parts);
+        let _ = writeln!(self.source, "{} v{case}_{index} = {value};", kind.name);
     }
 
-    /// Writes one case. `fixed` are the named parameters, `more` those after `...`;
-    /// `target` is an attribute for all four functions.
-    fn case(&mut self, random: &mut Random, fixed: &[&Kind], more: &[&Kind], target: &str) {
+    /// Writes one case. `returned` is what it returns, `fixed` are the named parameters, `more`
+    /// those after `...`; `target` is an attribute for all four functions.
+    fn case(
+        &mut self,
+        random: &mut Random,
+        returned: &Kind,
+        fixed: &[&Kind],
+        more: &[&Kind],
+        target: &str,
+    ) {
         let case = self.signatures.len();
         for (index, kind) in fixed.iter().chain(more).enumerate() {
             self.value(random, case, index, kind);
@@ -173,6 +198,9 @@ impl Writer {
             }
             body.push_str(" __builtin_va_end(list);");
         }
+        let _ = write!(body, " {} r = {}; return r;", returned.name, made_of_checksum(returned));
+        let mut folded = String::from("u64 h = 0;");
+        fold(&mut folded, returned, "r");
         let parameters =
             if parameters.is_empty() { "void".to_owned() } else { parameters.join(", ") };
         let values: Vec<String> =
@@ -180,15 +208,16 @@ impl Writer {
         let values = values.join(", ");
         // Every third function is local to the file: compilers may know more about those.
         let local = if case % 3 == 2 { "static " } else { "" };
+        let name = returned.name;
         let _ = writeln!(
             self.source,
-            "{target} PLAIN {local}u64 f{case}({parameters}) {{ {body} return h; }}\n\
-             {target} BARE {local}u64 t{case}({parameters}) {{ {body} return h; }}\n\
-             {target} BARE static u64 df{case}(void) {{ return f{case}({values}); }}\n\
-             {target} BARE static u64 dt{case}(void) {{ return t{case}({values}); }}"
+            "{target} PLAIN {local}{name} f{case}({parameters}) {{ {body} }}\n\
+             {target} BARE {local}{name} t{case}({parameters}) {{ {body} }}\n\
+             {target} BARE static u64 df{case}(void) {{ {name} r = f{case}({values}); {folded} return h; }}\n\
+             {target} BARE static u64 dt{case}(void) {{ {name} r = t{case}({values}); {folded} return h; }}"
         );
         let kinds: Vec<&str> = more.iter().map(|kind| kind.name).collect();
-        self.signatures.push(format!("f{case}({parameters}) passed also {kinds:?}"));
+        self.signatures.push(format!("{name} f{case}({parameters}) passed also {kinds:?}"));
     }
 
     /// A nested function of gcc's, which finds its enclosing frame through `r10`.
@@ -235,6 +264,31 @@ fn fold(body: &mut String, kind: &Kind, argument: &str) {
     }
 }
 
+/// How a variable of this kind is given these parts.
+fn initialiser(kind: &Kind, parts: &[String]) -> String {
+    if let Some(half) = kind.name.strip_prefix("_Complex ") {
+        let halves: Vec<String> = parts.iter().map(|part| format!("({half})({part})")).collect();
+        format!("__builtin_complex({})", halves.join(", "))
+    } else if kind.parts.len() == 1 && !kind.name.starts_with("struct") {
+        parts.concat()
+    } else {
+        format!("{{{}}}", parts.join(", "))
+    }
+}
+
+/// An initialiser of which every part depends on the checksum `h`.
+fn made_of_checksum(kind: &Kind) -> String {
+    let part = |(number, part)| match part {
+        // As many bits as a `float` can have.
+        'f' => format!("(int)(mix(h, {number}) >> 40) * 0.5"),
+        'w' => format!("(__int128)mix(h, {number}) << 64 | mix(~h, {number})"),
+        _ if kind.name == "void *" => "(void *)h".to_owned(),
+        _ => format!("(long)mix(h, {number})"),
+    };
+    let parts: Vec<String> = kind.parts.chars().enumerate().map(part).collect();
+    initialiser(kind, &parts)
+}
+
 fn start() -> Writer {
     let mut writer = Writer { source: PRELUDE.to_owned(), ..Writer::default() };
     for (kind, fields) in STRUCTURES {
@@ -243,24 +297,22 @@ fn start() -> Writer {
     writer
 }
 
-/// Functions of 0 to 12 arguments: all integers, all floating-point, all structures, and
-/// mixtures; variadic ones; with `nested`, those that use the static chain.
+/// Functions of 0 to 16 arguments: all integers, all floating-point, all structures, and
+/// mixtures; variadic ones; with `nested`, those that use the static chain; and those that return
+/// each of the types.
 pub fn ordinary(seed: u64, nested: bool) -> Generated {
     let mut random = Random::new(seed);
     let mut writer = start();
     let structures: Vec<&Kind> = STRUCTURES.iter().map(|(kind, _)| kind).collect();
     let integers: Vec<&Kind> = INTEGERS.iter().collect();
     let floats: Vec<&Kind> = FLOATS.iter().collect();
-    let all: Vec<&Kind> = integers.iter().chain(&floats).chain(&structures).copied().collect();
-    for count in 0..=12 {
-        for choices in [&integers, &floats, &structures, &all, &all, &all] {
+    let scalars = INTEGERS.iter().chain(FLOATS).chain(HALVES);
+    let all: Vec<&Kind> = scalars.chain(structures.iter().copied()).collect();
+    for count in 0..=16 {
+        for choices in [&integers, &floats, &structures, &all, &all] {
             let fixed: Vec<&Kind> = (0..count).map(|_| *random.pick(choices)).collect();
-            writer.case(&mut random, &fixed, &[], "");
+            writer.case(&mut random, &CHECKSUM, &fixed, &[], "");
         }
-    }
-    // One of each, so that no class depends on the generator's luck.
-    for kind in &all {
-        writer.case(&mut random, &[kind], &[], "");
     }
     // Only types that default promotion leaves alone may stand after `...`.
     let promoted = [&INTEGERS[4], &INTEGERS[6], &FLOATS[1], &FLOATS[1]];
@@ -268,8 +320,18 @@ pub fn ordinary(seed: u64, nested: bool) -> Generated {
         for fixed in 1..=2 {
             let named: Vec<&Kind> = (0..fixed).map(|_| *random.pick(&integers)).collect();
             let more: Vec<&Kind> = (0..count).map(|_| *random.pick(&promoted)).collect();
-            writer.case(&mut random, &named, &more, "");
+            writer.case(&mut random, &CHECKSUM, &named, &more, "");
         }
+    }
+    // One of each, so that no class depends on the generator's luck: taken, returned, and
+    // returned by functions with arguments on the stack, of which some are variadic.
+    for kind in &all {
+        writer.case(&mut random, &CHECKSUM, &[kind], &[], "");
+        writer.case(&mut random, kind, &[], &[], "");
+        let fixed: Vec<&Kind> = (0..8).map(|_| *random.pick(&all)).collect();
+        let more: Vec<&Kind> = (0..4).map(|_| *random.pick(&promoted)).collect();
+        let variadic = random.below(2) == 0;
+        writer.case(&mut random, kind, &fixed, if variadic { &more } else { &[] }, "");
     }
     if nested {
         for arguments in 0..=7 {
@@ -279,22 +341,23 @@ pub fn ordinary(seed: u64, nested: bool) -> Generated {
     writer.finish()
 }
 
-/// Functions that take 1 to 9 whole vectors among integers and doubles: 32 bytes each, or
-/// 64 where `wide`.
+/// Functions that take 1 to 9 whole vectors among integers and doubles, 32 bytes each or 64
+/// where `wide`, and return one, alone or in a structure, or a checksum.
 pub fn vectors(seed: u64, wide: bool) -> Generated {
     let mut random = Random::new(seed);
     let mut writer = start();
-    let (vector, target) = if wide {
-        (&ZMM, "__attribute__((target(\"avx512f\")))")
+    let (vector, structure, target) = if wide {
+        (&ZMM, &ZMM_STRUCTURE, "__attribute__((target(\"avx512f\")))")
     } else {
-        (&YMM, "__attribute__((target(\"avx\")))")
+        (&YMM, &YMM_STRUCTURE, "__attribute__((target(\"avx\")))")
     };
     for count in 1..=9 {
+        let returned = [&CHECKSUM, vector, structure][count % 3];
         let only: Vec<&Kind> = vec![vector; count];
-        writer.case(&mut random, &only, &[], target);
+        writer.case(&mut random, &CHECKSUM, &only, &[], target);
         let mixed: Vec<&Kind> =
             (0..count * 2).map(|n| [vector, &INTEGERS[6], &FLOATS[1]][n % 3]).collect();
-        writer.case(&mut random, &mixed, &[], target);
+        writer.case(&mut random, returned, &mixed, &[], target);
     }
     writer.finish()
 }

@@ -35,7 +35,7 @@ fn bytes(arch: Arch, input: &mut Input<'_>) {
     let Some(config) = detect(arch, &around) else { return };
     assert_eq!(config.arch(), arch);
     assert_eq!(config.as_seen(), config);
-    assert!(config.stands(around.before, around.at), "{config:?}");
+    assert!(config.stands(&around), "{config:?}");
     assert!(around.before.len() >= config.before_entry() as usize, "{config:?}");
     // A slot is offered only in nops.
     let layout = match config.layout() {
@@ -192,7 +192,7 @@ fn config(arch: Arch, input: &mut Input<'_>) {
 
 /// Any text, as options and as a `.config`: no panic.
 fn text(arch: Arch, input: &mut Input<'_>) {
-    let compiler = input.choose(&[Compiler::Gcc, Compiler::Llvm]);
+    let compiler = input.choose(&[Compiler::Gcc, Compiler::Llvm(16), Compiler::Llvm(21)]);
     let called_directly = input.u8() & 1 == 1;
     let text = String::from_utf8_lossy(input.rest());
     let function = Function { called_directly, leaf: false };

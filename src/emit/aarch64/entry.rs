@@ -62,7 +62,8 @@ pub struct EntryBody<'a> {
     pub return_to_entry: u16,
     /// What is saved around the programs.
     pub vectors: Vectors,
-    /// The programs, in the order in which they run.
+    /// The programs, in the order in which they run. Nothing runs after the function, so there
+    /// are no session words, and what a call says of its session is not looked at.
     pub calls: &'a [ProgramCall],
     /// How the body keeps return addresses and calls programs that are out of a direct call's
     /// reach.

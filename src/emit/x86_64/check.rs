@@ -6,13 +6,14 @@ use crate::encode::x86_64::{
     Condition, Mem, Reg, add_load32, cmp_load32, cs, jcc_short, lea, mov_imm32, nop, sub_imm, ud2,
 };
 use crate::encode::{CodeBuffer, EncodeError};
+use crate::layout::FineIbt;
 
 /// The register that checked calls are made through, as Linux does.
 pub const TARGET: Reg = Reg::R11;
 
 /// Bytes of a FineIBT preamble before the entry. Callers count on them: they call the entry
 /// less 16 (`fineibt_prefix_size`, arch/x86/kernel/alternative.c, Linux 7.2).
-pub const FINEIBT_PREFIX: u8 = 16;
+pub const FINEIBT_PREFIX: u8 = FineIbt::BEFORE as u8;
 
 /// Which Linux wrote the FineIBT preamble. A caller of one generation cannot call a callee of
 /// another: they differ in where the hash is handed over, and callers know where the preamble

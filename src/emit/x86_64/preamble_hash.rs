@@ -5,6 +5,7 @@ use core::fmt;
 use super::check::Generation;
 use super::preamble::{FineIbt, Kcfi, Preamble};
 use crate::emit::kcfi;
+use crate::layout::FineIbt as Place;
 
 /// Where a preamble keeps its hash.
 ///
@@ -98,6 +99,11 @@ impl Preamble {
     }
 }
 
+/// Bytes from the hash to the entry.
+const fn before(place: &Place) -> u16 {
+    place.hash().unsigned_abs() as u16
+}
+
 /// `mov r32, imm32` of one of the first eight registers, but for the register.
 const MOV: u8 = 0xb8;
 /// The bits of it that say which register.
@@ -113,8 +119,8 @@ impl HashPlace {
     pub const fn to_entry(self) -> u16 {
         match self {
             Self::Kcfi { padding } => padding as u16 + 4,
-            Self::FineIbt(Generation::Original | Generation::Short) => 9,
-            Self::FineIbt(Generation::Udb) => 11,
+            Self::FineIbt(Generation::Original | Generation::Short) => before(&Place::SHORT),
+            Self::FineIbt(Generation::Udb) => before(&Place::UDB),
         }
     }
 

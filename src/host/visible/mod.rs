@@ -16,7 +16,7 @@ mod jitdump;
 mod perf_map;
 
 use core::ops::Range;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::string::String;
 use std::vec::Vec;
@@ -115,8 +115,8 @@ enum What {
 
 /// How what is emitted is named.
 pub(super) trait Naming {
-    /// The names of all functions, by their indexes.
-    fn functions(&self) -> BTreeMap<u32, String>;
+    /// The names of the functions with these indexes.
+    fn functions(&self, indexes: &BTreeSet<u32>) -> BTreeMap<u32, String>;
     /// The name of the module for whose functions the code at `address` is.
     fn module(&self, address: u64) -> Option<&str>;
 }
@@ -189,8 +189,11 @@ impl Visible {
             return;
         }
         let nameless = core::mem::take(&mut self.nameless);
-        let thunks = nameless.iter().any(|some| matches!(some.what, What::Thunk(_)));
-        let functions = if thunks { naming.functions() } else { BTreeMap::new() };
+        let index = |some: &Nameless| match some.what {
+            What::Image(_) => None,
+            What::Thunk(index) => Some(index),
+        };
+        let functions = naming.functions(&nameless.iter().filter_map(index).collect());
         let named = nameless.into_iter().map(|some| self.name(some, naming, &functions));
         let pieces: Vec<_> = named.collect();
         if self.perf_map.as_mut().is_some_and(|map| map.add(&pieces).is_err()) {

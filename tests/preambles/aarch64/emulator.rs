@@ -1,7 +1,6 @@
 //! Programs of emitted code for `qemu-aarch64`, as ELF files that consist of nothing else.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -9,6 +8,8 @@ use std::process::{Command, Stdio};
 
 use fentry::encode::CodeBuffer;
 use fentry::encode::aarch64::{Reg, mov_imm64};
+
+use crate::clang::skipped;
 
 /// Where the code is; the first instruction is the program's first.
 pub const CODE: u64 = 0x40_1000;
@@ -37,11 +38,7 @@ pub fn emulator(test: &str) -> Option<&'static str> {
     };
     let found = ["qemu-aarch64", "qemu-aarch64-static"].into_iter().find(runs);
     if found.is_none() {
-        // Not `println!`, which is captured when a test passes.
-        let _ = writeln!(
-            std::io::stderr(),
-            "\n******** SKIPPED: {test}: no qemu-aarch64 is on PATH; install qemu-user ********"
-        );
+        skipped(test, "no qemu-aarch64 is on PATH; install qemu-user");
     }
     found
 }

@@ -1,97 +1,30 @@
 //! Every image, entered from hooked functions with each preamble.
 
-use core::cell::UnsafeCell;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, Check, EntryBody, FrameBodies, SideStack, SideStackBodies,
-    SideStackPlace, SwapBodies, THUNK_JUMP, entry_thunk, exit_thunk, replacement,
+    Bodies, CalledTrampoline, Check, EntryBody, FrameBodies, SideStackBodies, SwapBodies,
+    THUNK_JUMP, entry_thunk, exit_thunk, replacement,
 };
-use fentry::emit::{Context, CookiePlace, ExitContext, IndexFrom, ProgramCall, Stride, Vectors};
+use fentry::emit::{IndexFrom, ProgramCall, Vectors};
 use fentry::encode::x86_64::{call_bytes, jmp_bytes};
 use fentry::layout::named::{NAMED, Named};
 use fentry::layout::{Arch, Config};
-use machine::cpu::{FS_BASE, write_msr};
 use machine::paging::Range;
 
 use crate::attempt::Protection;
 use crate::lab::{Failure, Function, Lab, patch};
 use crate::patching;
 use crate::preambles::{PROTECTIONS, other_hash};
+use crate::programs::{
+    COOKIE, INDEX, SIDE_STACK, begin, double, entry_place, entry_program, exit_program, instead,
+    program,
+};
 use crate::report::{ARGUMENTS, Code, Expected, Report, SUM};
 use crate::shape::{self, CALLS, SHIFT};
 
-/// The index of the functions here, and the cookie that their programs get with it.
-pub const INDEX: u32 = 5;
-pub const COOKIE: u64 = 700_000;
-
-/// Cookies by index; all but one are never to be read.
-static COOKIES: [AtomicU64; 8] = [const { AtomicU64::new(u64::MAX / 2) }; 8];
-/// Entries by index, for images that find the function there.
-static ENTRIES: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
-
-/// Frames of the side stack.
-const DEPTH: u32 = 8;
-
-/// The processor's own data: a pointer to its side stack, which is behind it.
-#[repr(C, align(16))]
-struct Own {
-    side_stack: UnsafeCell<*mut SideStack>,
-    frames: UnsafeCell<[u128; SideStack::size_for(DEPTH) / 16]>,
-}
-
-// SAFETY: there is one processor.
-unsafe impl Sync for Own {}
-
-static OWN: Own = Own {
-    side_stack: UnsafeCell::new(core::ptr::null_mut()),
-    frames: UnsafeCell::new([0; SideStack::size_for(DEPTH) / 16]),
-};
-
-/// Adds the cookie to the first argument.
-extern "C" fn at_entry(context: &mut Context, cookie: u64) {
-    let [first, ..] = context.args_mut();
-    *first = first.wrapping_add(cookie);
-}
-
-/// Adds the cookie to what is returned.
-extern "C" fn at_exit(context: &mut ExitContext, cookie: u64) {
-    let [low, high] = context.returned();
-    context.set_returned([low.wrapping_add(cookie), high]);
-}
-
-/// Returns in the place of the function: one more than the cookie.
-extern "C" fn instead(_: &mut Context, cookie: u64) -> u64 {
-    cookie + 1
-}
-
-/// Runs instead of the function.
-extern "C" fn double(argument: u64) -> u64 {
-    2 * argument
-}
-
-/// A call of the program at `target`.
-pub fn program(target: u64) -> ProgramCall {
-    let cookie = CookiePlace { column: COOKIES.as_ptr() as u64, stride: Stride::Eight };
-    ProgramCall { target, data: None, cookie, session: None }
-}
-
-fn entry_program() -> [ProgramCall; 1] {
-    [program(at_entry as extern "C" fn(_, _) as usize as u64)]
-}
-
-fn exit_program() -> [ProgramCall; 1] {
-    [program(at_exit as extern "C" fn(_, _) as usize as u64)]
-}
-
 pub fn all(report: &mut Report) -> Result<(), Failure> {
-    if let Some(cookie) = COOKIES.get(INDEX as usize) {
-        cookie.store(COOKIE, Ordering::Relaxed);
-    }
-    // SAFETY: emitted code finds `OWN` there, and compiled code does not look.
-    unsafe { write_msr(FS_BASE, &raw const OWN as u64) };
     let is_ours = |named: &&Named| named.config.arch() == Arch::X86_64 && named.config.site() > 0;
     for Named { name, config } in NAMED.iter().filter(is_ours) {
         for protection in PROTECTIONS {
@@ -112,16 +45,7 @@ pub fn all(report: &mut Report) -> Result<(), Failure> {
 pub fn function(config: &Config) -> Result<(Lab, Function), Failure> {
     let mut lab = Lab::new();
     let function = shape::function(&mut lab, config, INDEX)?;
-    if let Some(entry) = ENTRIES.get(INDEX as usize) {
-        entry.store(function.entry, Ordering::Relaxed);
-    }
-    let memory = NonNull::from(&OWN.frames).cast();
-    // SAFETY: the memory is what `size_for` says, and only emitted code uses it.
-    let side_stack = unsafe { SideStack::init(memory, SideStack::size_for(DEPTH)) };
-    // SAFETY: there is one processor, and it runs nothing emitted now.
-    unsafe {
-        OWN.side_stack.get().write(side_stack.map_or(core::ptr::null_mut(), NonNull::as_ptr))
-    };
+    begin(function.entry);
     Ok((lab, function))
 }
 
@@ -230,8 +154,6 @@ pub fn entry_image(lab: &mut Lab, function: &Function) -> Result<u64, Failure> {
     Ok(thunk)
 }
 
-const SIDE_STACK: SideStackPlace = SideStackPlace { thread_offset: 0, make: None };
-
 /// The balanced form: the patch site jumps to a thunk, which calls the origin.
 fn entry_and_exit(
     report: &mut Report,
@@ -275,7 +197,7 @@ fn exit_image(
     (kept, origin): (Kept, u64),
     [entries, modify, exits]: [&[ProgramCall]; 3],
 ) -> Result<u64, Failure> {
-    let functions = CookiePlace { column: ENTRIES.as_ptr() as u64, stride: Stride::Eight };
+    let functions = entry_place();
     let vectors = Vectors::Untouched;
     let bodies: Bodies = lab.emit(0, |code| match kept {
         Kept::SideStack => {

@@ -9,6 +9,7 @@ mod images;
 mod lab;
 mod patching;
 mod preambles;
+mod programs;
 mod report;
 mod shape;
 mod tables;

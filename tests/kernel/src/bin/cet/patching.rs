@@ -10,8 +10,9 @@ use fentry::patch::{Batch, Cores, PatchError, Poke, Protocol, Text, TrapResolver
 use machine::paging;
 
 use crate::attempt::Protection;
-use crate::images::{COOKIE, balanced_image, entry_image, function};
+use crate::images::{balanced_image, entry_image, function};
 use crate::lab::Failure;
+use crate::programs::COOKIE;
 use crate::report::{Code, Expected, Report, SUM};
 
 /// What the breakpoint handler asks.

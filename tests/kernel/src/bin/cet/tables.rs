@@ -16,9 +16,10 @@ use fentry::layout::{Config, LandingPad};
 use machine::paging::{self, Range, Rights};
 
 use crate::attempt::{Protection, far};
-use crate::images::{COOKIE, INDEX, call_site, function, index_from, program};
+use crate::images::{call_site, function, index_from};
 use crate::lab::{Failure, Function, Lab, patch};
 use crate::preambles::{GENERATIONS, HASH, OTHER_HASH, PROTECTIONS};
+use crate::programs::{COOKIE, INDEX, program};
 use crate::report::{Code, Expected, Report, SUM};
 use crate::shape;
 
@@ -212,10 +213,10 @@ fn dispatchers(report: &mut Report) -> Result<(), Failure> {
 /// The table's rows are arrived at by a computed jump.
 fn call_tables(report: &mut Report) -> Result<(), Failure> {
     for protection in PROTECTIONS {
-        for endbr64 in [true, false] {
+        for with_pads in [true, false] {
             let (mut lab, function) = function(&PLAIN)?;
             let origin = function.layout.origin(Entry::new(function.entry));
-            let table = CallTable { origins: &[origin, origin], endbr64 };
+            let table = CallTable { origins: &[origin, origin], endbr64: with_pads };
             let select = lab.emit(0, |code| table.emit(code, &Hardening::NONE))?;
             let caller = lab.emit(0, |code| {
                 let start = code.here();
@@ -227,7 +228,7 @@ fn call_tables(report: &mut Report) -> Result<(), Failure> {
             })?;
             let row = select - table.stride(&Hardening::NONE) as u64;
             let expected =
-                if endbr64 { Expected::Returns(SUM) } else { Expected::NoLandingPad(row) };
+                if with_pads { Expected::Returns(SUM) } else { Expected::NoLandingPad(row) };
             report.case("row 1", protection, Code { address: caller, target: 0 }, &expected);
         }
     }
