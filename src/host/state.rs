@@ -11,8 +11,8 @@ use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError};
 use super::functions::{Catalogue, KnownModule};
-use super::loader;
 use super::lock::Unavailable;
+use super::locks;
 use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program};
 use super::side_stacks;
@@ -98,7 +98,7 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        if !loader::is_usable() {
+        if !locks::are_usable() {
             return Err(Unavailable::Loader.into());
         }
         let mut fresh = Vec::new();
@@ -371,7 +371,7 @@ impl State {
 /// As [`discover::while_loaded`], where that does not wait for ever; `None` where it would, or
 /// nothing can be listed.
 fn while_loaded<R>(work: impl FnOnce(&[discover::Identity]) -> R) -> Option<R> {
-    loader::is_usable().then(|| discover::while_loaded(work).ok())?
+    locks::are_usable().then(|| discover::while_loaded(work).ok())?
 }
 
 /// Positions of this library's own functions: they run whenever a program does.
