@@ -1,6 +1,7 @@
 //! A batch: any number of sites, three passes, whole or not at all.
 
 use super::error::{CheckError, PatchError};
+use super::sort::sort_by_key;
 use super::steps::{Breakpoint, ShortJump, Steps};
 use super::{Cores, Poke, PokeState, Protocol, Text, TrapResolver};
 use crate::addr::PatchSite;
@@ -41,7 +42,7 @@ impl<'a> Batch<'a> {
             Protocol::Breakpoint => Breakpoint::judge::<T>,
         };
         if !pokes.is_sorted_by(|a, b| a.site < b.site) {
-            pokes.sort_unstable_by_key(|poke| poke.site);
+            sort_by_key(pokes, |poke| poke.site.get());
             let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
             if let Some((twice, _)) = twice {
                 return Err(CheckError::Duplicate { site: twice.site });

@@ -37,6 +37,7 @@
 mod batch;
 mod error;
 mod resolve;
+mod sort;
 mod steps;
 
 pub use batch::{Batch, CheckedBatch};
