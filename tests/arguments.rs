@@ -19,6 +19,8 @@ use support::signatures::{self, Driver, Generated};
 const LAYOUTS: [&str; 3] = ["21,16", "5", "37,32"];
 const PROTECTIONS: [&str; 2] = ["none", "branch"];
 const OPTIMISATIONS: [&str; 2] = ["-O0", "-O2"];
+/// Words of arguments on the stack: more than 16 structures of 64 bytes.
+const STACK_ARGUMENTS: u8 = 160;
 
 /// One test at a time: they count the runs of the same programs, and gcc's patch sites are
 /// prepared while nobody runs them.
@@ -82,7 +84,7 @@ impl Loaded {
     }
 
     /// Compares under no program, an empty one, one that overwrites everything, and both; then
-    /// under programs at the exit, alone and with some of every kind at the entry.
+    /// under programs at the exit, alone and with all other kinds, in both forms.
     fn check(&self, generated: &Generated) {
         let cases = generated.signatures.len();
         assert_eq!(self.functions.len(), cases, "{}: functions with a patch site", self.what);
@@ -99,14 +101,20 @@ impl Loaded {
         self.compare(generated, "a program that overwrites all it may");
         assert_eq!(take_runs(), cases as u64, "{}: runs of the only program", self.what);
         second.detach().expect("an attached link detaches");
-        let third = self.attach(Program::exit(clobber_at_exit));
-        self.compare(generated, "a program at the exit that overwrites all it may");
-        assert_eq!(take_runs(), cases as u64, "{}: runs of the program at the exit", self.what);
-        let fourth = self.attach(around());
-        self.compare(generated, "programs of every kind that overwrite all they may");
-        assert_eq!(take_runs(), 6 * cases as u64, "{}: runs of all programs", self.what);
-        for link in [third, fourth] {
-            link.detach().expect("an attached link detaches");
+        for (words, form) in [(None, "side stack"), (Some(STACK_ARGUMENTS), "frame")] {
+            // SAFETY: no function has more, and what is above theirs is the stack of this test,
+            // which is readable.
+            unsafe { self.process.set_stack_arguments(&self.functions, words) }
+                .expect("nothing is attached");
+            let third = self.attach(Program::exit(clobber_at_exit));
+            self.compare(generated, &format!("{form}: one at the exit that overwrites all"));
+            assert_eq!(take_runs(), cases as u64, "{}: runs at the exit", self.what);
+            let fourth = self.attach(around());
+            self.compare(generated, &format!("{form}: all kinds, which overwrite all"));
+            assert_eq!(take_runs(), 6 * cases as u64, "{}: runs of all kinds", self.what);
+            for link in [third, fourth] {
+                link.detach().expect("an attached link detaches");
+            }
         }
         self.compare(generated, "everything detached");
         assert_eq!(take_runs(), 0, "{}: runs after the programs were detached", self.what);

@@ -4,10 +4,15 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use core::time::Duration;
+use std::sync::Arc;
 use std::thread::{scope, sleep};
+
+use fentry::emit::Context;
+use fentry::host::Program;
 
 use crate::operator::Stage;
 use crate::random::Random;
+use crate::source::FORMS;
 use crate::tally::{TALLY, refused};
 use crate::watch::{World, flush, interrupting};
 
@@ -124,50 +129,38 @@ pub fn short_threads(stage: &Stage, start: usize, stop: &AtomicBool) {
     }
 }
 
-/// Forks children that call functions and end: in turn while nothing changes, and while links
-/// are detached and switched.
+/// Forks children that call functions, attach and detach, and end.
 pub fn forks(stage: &Stage, stop: &AtomicBool) {
     let _listener = Listener::new();
     let mut random = Random::new(5);
-    let mut still = false;
     while !stop.load(Ordering::Relaxed) {
-        still = !still;
-        {
-            let _nothing_retires = stage.retiring.write();
-            let _nothing_changes = still.then(|| stage.changing.write());
-            if let Err(error) = fork_once(stage.world, &mut random, still) {
-                refused("fork", &error);
-            }
+        if let Err(error) = fork_once(stage, &mut random) {
+            refused("fork", &error);
         }
         TALLY.forks.add(1);
         sleep(Duration::from_millis(100));
     }
 }
 
-/// Whether a child was `still`, and so must see every call: otherwise some of its memory is
-/// from before a change and some from after, as it is not copied all at once, and a site that
-/// was just changing stays as it was, as the thread that changed it is not there.
-fn fork_once(world: &World, random: &mut Random, still: bool) -> Result<(), String> {
+fn fork_once(stage: &Stage, random: &mut Random) -> Result<(), String> {
     let seed = random.next();
-    let bad = || {
-        let always = TALLY.wrong.get() + TALLY.duplicated.get();
-        let seen = TALLY.lost.get() + TALLY.lost_in_change.get() + TALLY.late.get();
-        if still { always + seen } else { always }
-    };
-    // SAFETY: the child makes only calls of the world and system calls, and ends.
+    // SAFETY: the C library's fork leaves its own locks usable in the child, and this library's.
     let child = unsafe { libc::fork() };
     match child {
         -1 => return Err(std::io::Error::last_os_error().to_string()),
         0 => {
             // SAFETY: ends a child that hangs.
-            unsafe { libc::alarm(20) };
-            let before = bad();
+            unsafe { libc::alarm(60) };
             let mut random = Random::new(seed);
+            let before = TALLY.bad();
             for _ in 0..500 {
-                world.call(any_function(world, &mut random), random.next() | 1, random.next());
+                let function = any_function(stage.world, &mut random);
+                stage.world.call(function, random.next() | 1, random.next());
             }
+            let attached = attach_once(stage, &mut random);
+            let failed = u8::from(TALLY.bad() != before) | u8::from(!attached) << 1;
             // SAFETY: ends the child.
-            unsafe { libc::_exit(i32::from(bad() != before)) };
+            unsafe { libc::_exit(failed.into()) };
         }
         _ => {}
     }
@@ -180,4 +173,30 @@ fn fork_once(world: &World, random: &mut Random, still: bool) -> Result<(), Stri
         }
     }
     if status == 0 { Ok(()) } else { Err(format!("a child's status is {status:#x}")) }
+}
+
+/// Attaches to a selection, detaches, and counts the calls of it that only this thread makes.
+fn attach_once(stage: &Stage, random: &mut Random) -> bool {
+    let selection = &stage.selections[random.below(stage.selections.len())];
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    let program = Program::new(move |_: &mut Context, _| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    // SAFETY: the program counts, and nothing else; the functions are never unloaded.
+    let Ok(link) = (unsafe { stage.process.attach(&selection.functions, program) }) else {
+        return false;
+    };
+    // A group's first function is the one that calls no other.
+    let first = |number: &&u32| (**number as usize).is_multiple_of(FORMS.len());
+    let called: Vec<u32> = selection.numbers.iter().filter(first).copied().collect();
+    let mut call = || {
+        for &function in &called {
+            stage.world.call(function, random.next() | 1, random.next());
+        }
+        count.load(Ordering::Relaxed)
+    };
+    let attached = call() == called.len() as u64;
+    let detached = link.detach().is_ok() && call() == called.len() as u64;
+    attached && detached && stage.process.synchronize().is_ok() && Arc::strong_count(&count) == 1
 }

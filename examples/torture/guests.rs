@@ -90,12 +90,8 @@ fn visit(
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
-    let attached = {
-        let _retiring = stage.retiring.read();
-        // SAFETY: the program counts, and nothing else; the library is unloaded after
-        // detaching.
-        unsafe { process.attach(&functions, count.cookies(Cookies::Position)) }
-    };
+    // SAFETY: the program counts, and nothing else; the library is unloaded after detaching.
+    let attached = unsafe { process.attach(&functions, count.cookies(Cookies::Position)) };
     let link = attached.map_err(|error| error.to_string())?;
     host.drive(1, random);
     host.check(1, "attached")?;
@@ -129,7 +125,6 @@ fn visit(
 
 /// Whether what was detached is gone.
 pub fn synchronize(stage: &Stage) -> bool {
-    let _retiring = stage.retiring.read();
     match stage.process.synchronize() {
         Ok(()) => {
             TALLY.synchronized.add(1);

@@ -28,7 +28,6 @@ use core::time::Duration;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::RwLock;
 use std::thread::{Scope, scope, sleep};
 use std::time::Instant;
 
@@ -96,8 +95,7 @@ fn run() -> Result<bool, Box<dyn Error>> {
     let start = libraries.first().ok_or("no library")?.symbol(c"thread")?;
     eprintln!("torture: {} functions, {} bytes of text", all.numbers.len(), text.len());
 
-    let (retiring, changing) = (RwLock::new(()), RwLock::new(()));
-    let stage = Stage { process, world, selections, retiring, changing };
+    let stage = Stage { process, world, selections };
     let mut memory = Memory::new();
     let started = Instant::now();
     let stop = AtomicBool::new(false);

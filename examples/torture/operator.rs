@@ -1,7 +1,5 @@
 //! Attaching, detaching, enabling and disabling, as fast as it goes.
 
-use std::sync::RwLock;
-
 use fentry::host::{AttachError, Link, Process};
 
 use crate::programs::{Kind, program};
@@ -15,12 +13,6 @@ pub struct Stage {
     pub process: &'static Process,
     pub world: &'static World,
     pub selections: Vec<Selection>,
-    /// Held for writing while a forked child runs, which shares emitted code with this process:
-    /// nothing may retire. Whoever retires anything holds it for reading.
-    pub retiring: RwLock<()>,
-    /// Held for writing by who wants nothing to change for a moment, and for reading by
-    /// whoever changes a link.
-    pub changing: RwLock<()>,
 }
 
 /// A link and its watch.
@@ -53,7 +45,7 @@ impl<'a> Post<'a> {
 
     /// Attaches one or two programs.
     pub fn attach(&mut self, selection: &'a Selection, random: &mut Random) {
-        let Stage { process, world, retiring, changing, .. } = self.stage;
+        let Stage { process, world, .. } = self.stage;
         let kind = |random: &mut Random| match random.below(8) {
             0..3 => Kind::Number,
             3 => Kind::Position,
@@ -67,9 +59,6 @@ impl<'a> Post<'a> {
             programs.push(program(world, self.watch, SECOND, numbers, kind(random)));
             expected |= SECOND;
         }
-        // An attachment that finds no lane retires.
-        let _retiring = retiring.read();
-        let _changing = changing.read();
         World::begin(self.watch);
         world.cover(self.watch, numbers, expected);
         // SAFETY: the programs change no argument, call no hooked function, and neither lock
@@ -98,7 +87,6 @@ impl<'a> Post<'a> {
     /// Detaches what is attached.
     pub fn detach(&mut self, random: &mut Random) {
         let Some((link, selection)) = self.link.take() else { return };
-        let _changing = self.stage.changing.read();
         World::begin(self.watch);
         match link.detach() {
             Ok(()) => TALLY.detached.add(1),
@@ -115,7 +103,6 @@ impl<'a> Post<'a> {
     /// Disables what is enabled, or the other way round.
     fn switch(&mut self, random: &mut Random) {
         let Some((link, selection)) = &self.link else { return };
-        let _changing = self.stage.changing.read();
         World::begin(self.watch);
         let switched = if self.enabled { link.disable() } else { link.enable() };
         match switched {

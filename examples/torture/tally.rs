@@ -66,8 +66,13 @@ impl Tally {
 
     /// Whether nothing went wrong.
     pub fn is_good(&self) -> bool {
+        self.bad() == 0
+    }
+
+    /// How much went wrong.
+    pub fn bad(&self) -> u64 {
         let bad = [&self.wrong, &self.lost, &self.lost_in_change, &self.duplicated, &self.late];
-        bad.iter().all(|count| count.get() == 0)
+        bad.iter().map(|count| count.get()).sum()
     }
 }
 

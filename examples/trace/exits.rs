@@ -1,12 +1,11 @@
 //! What `--exit` adds to the report: where the time went, and how long calls took.
 
 use core::error::Error;
-use std::path::PathBuf;
 
 use fentry::host::Missed;
 
 use crate::latency::{Latency, latency};
-use crate::picture;
+use crate::picture::Picture;
 use crate::recorder::Recorder;
 use crate::report::thousands;
 
@@ -23,7 +22,7 @@ pub struct Exits {
     paths: usize,
     /// Calls that there was no room to record.
     lost: u64,
-    picture: PathBuf,
+    picture: Picture,
 }
 
 /// A function that was called.
@@ -41,10 +40,10 @@ impl Exits {
         names: &[String],
         missed: Missed,
         nanoseconds_of_tick: f64,
-        picture: PathBuf,
+        picture: Picture,
     ) -> Result<Self, Box<dyn Error>> {
         let threads: Vec<_> = recorder.paths().map(|paths| paths.walk()).collect();
-        picture::draw(&picture, &threads, names, nanoseconds_of_tick)?;
+        picture.draw(&threads, names, nanoseconds_of_tick)?;
         let (mut entries, mut exits, mut own_ticks) = (0, 0, vec![0; names.len()]);
         for path in threads.iter().flat_map(|paths| &paths[1..]) {
             entries += path.entries;
@@ -104,7 +103,7 @@ impl Exits {
             thousands(self.missed.abandoned),
             thousands(self.missed.overflowed + self.missed.without_side_stack + self.lost),
         );
-        println!("picture     {}: open it in a browser", self.picture.display());
+        println!("picture     {}: open it in a browser", self.picture.path.display());
     }
 
     /// What the last line says of it.
@@ -117,7 +116,7 @@ impl Exits {
             self.lost,
             self.functions.len(),
             self.paths,
-            self.picture.display(),
+            self.picture.path.display(),
         )
     }
 }

@@ -40,6 +40,7 @@ use counters::{Counters, claim_shard};
 use exits::Exits;
 use options::{HELP, Options};
 use phase::Phase;
+use picture::Picture;
 use recorder::Recorder;
 use report::Report;
 use text::Text;
@@ -112,6 +113,7 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
              CFLAGS=-fpatchable-function-entry=21,16 (see .cargo/config.toml)?"
             .into());
     }
+    let picture = options.exit.then(|| Picture::create(options.picture.clone())).transpose()?;
     let text = Text::copy()?;
 
     let workload = Workload::start(options.threads, SEED, claim_shard)?;
@@ -165,8 +167,8 @@ fn trace(options: &Options) -> Result<Report, Box<dyn Error>> {
     process.synchronize()?;
 
     let names: Vec<String> = functions.iter().map(|function| function.name()).collect();
-    let exits = recorder.map(|recorder| {
-        let (picture, tick) = (options.picture.clone(), attaching.nanoseconds_of_tick());
+    let exits = recorder.zip(picture).map(|(recorder, picture)| {
+        let tick = attaching.nanoseconds_of_tick();
         Exits::gather(&recorder, &names, process.missed(), tick, picture)
     });
     Ok(Report {

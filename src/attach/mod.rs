@@ -38,6 +38,7 @@ mod exit_thunks;
 mod function;
 mod image;
 mod land;
+mod lanes;
 mod leads;
 mod plan;
 mod prepare;
@@ -45,6 +46,7 @@ mod retire;
 mod set;
 mod slots;
 mod thunk;
+mod thunk_block;
 
 pub use edit::{Attachment, Cookies, Lanes, ProgramKind};
 pub use engine::Engine;

@@ -11,6 +11,7 @@
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use super::error::OpenError;
+use super::locks;
 use super::shared::Shared;
 
 /// What the handlers are about.
@@ -60,4 +61,5 @@ extern "C" fn in_child() {
         // SAFETY: the only thread of a child.
         unsafe { shared.after_fork(true, prepared) };
     }
+    locks::ask_again();
 }

@@ -20,6 +20,9 @@ pub enum Unavailable {
         /// The process that has it.
         owner: u32,
     },
+    /// This process was forked while another thread of its parent was loading or unloading a
+    /// library, or unwinding its stack, so that what is loaded cannot be listed.
+    Loader,
 }
 
 impl fmt::Display for Unavailable {
@@ -34,6 +37,10 @@ impl fmt::Display for Unavailable {
                 "the hooks are those of process {owner}, of which this is a child that was forked \
                  without fork(3), in the middle of an operation, or without memory: call exec, or \
                  do it in the parent"
+            ),
+            Self::Loader => f.write_str(
+                "what is loaded cannot be listed, because another thread was loading a library or \
+                 unwinding when this process was forked: find functions before, or call exec",
             ),
         }
     }

@@ -210,28 +210,24 @@ impl Arena {
     pub(super) fn adopt(&mut self, bytes: &[u8]) -> Result<(), MemoryError> {
         let len = self.len;
         let refused = |errno| MemoryError::Map { errno, len };
-        // The mapping that is written was not inherited (`MADV_DONTFORK`).
+        // The first mapping was not inherited (`MADV_DONTFORK`).
         let write = map_new(self.write.as_ptr().cast(), len, |address, flags| {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, flags | MapFlags::SHARED);
             // SAFETY: `MAP_FIXED_NOREPLACE` never replaces a mapping.
-            unsafe {
-                rustix::mm::mmap_anonymous(address, len, protection, flags | MapFlags::SHARED)
-            }
+            unsafe { rustix::mm::mmap_anonymous(address, len, access, flags) }
         })
         .map_err(refused)?;
-        // SAFETY: mapped a moment ago, writable, `len` bytes long.
+        let (run, flags) = (self.run.as_ptr().cast(), MremapFlags::MAYMOVE);
+        // SAFETY: mapped a moment ago, writable, `len` bytes long. The second mapping of it
+        // replaces one of the same bytes; this, the only thread, is not there.
         unsafe {
             write.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(len));
-        }
-        let run = self.run.as_ptr().cast();
-        // SAFETY: replaces the mapping by one of the same bytes, in the only thread, which is
-        // here and runs none of them before it may.
-        unsafe {
-            rustix::mm::mremap_fixed(write, 0, len, MremapFlags::MAYMOVE, run).map_err(refused)?;
-            rustix::mm::mprotect(run, len, MprotectFlags::READ | MprotectFlags::EXEC)
+            rustix::mm::mremap_fixed(write, 0, len, flags, run)
+                .and_then(|run| {
+                    rustix::mm::mprotect(run, len, MprotectFlags::READ | MprotectFlags::EXEC)
+                })
+                .and_then(|()| rustix::mm::madvise(write, len, Advice::LinuxDontFork))
                 .map_err(refused)?;
-            // After the copy was made, which a child of this process has to inherit.
-            rustix::mm::madvise(write, len, Advice::LinuxDontFork).map_err(refused)?;
         }
         self.owner = std::process::id();
         Ok(())

@@ -11,6 +11,8 @@ use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError};
 use super::functions::{Catalogue, KnownModule};
+use super::lock::Unavailable;
+use super::locks;
 use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program};
 use super::side_stacks;
@@ -96,6 +98,9 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
+        if !locks::are_usable() {
+            return Err(Unavailable::Loader.into());
+        }
         let mut fresh = Vec::new();
         // In one go, so that what is new is nowhere where something unloaded still seems to be.
         let found = discover::while_loaded(|loaded| {
@@ -245,7 +250,7 @@ impl State {
         let arena = Arena::reserve(&text, ARENA + thunks)?;
         // A module may have been there, and have been unloaded since it was last looked. If
         // that cannot be found out, its text stands in the way.
-        let _ = discover::while_loaded(|loaded| self.drop_unloaded(loaded));
+        let _ = while_loaded(|loaded| self.drop_unloaded(loaded));
         let parts = self.engine.parts_mut();
         // SAFETY: an arena's writable mapping is as long as itself, and it is unmapped only
         // when its segment has been removed (`forget_unloaded`).
@@ -361,6 +366,12 @@ impl State {
         let copies = core::mem::take(&mut self.copies);
         self.engine.parts_mut().images.adopt(&copies)
     }
+}
+
+/// As [`discover::while_loaded`], where that does not wait for ever; `None` where it would, or
+/// nothing can be listed.
+fn while_loaded<R>(work: impl FnOnce(&[discover::Identity]) -> R) -> Option<R> {
+    locks::are_usable().then(|| discover::while_loaded(work).ok())?
 }
 
 /// Positions of this library's own functions: they run whenever a program does.

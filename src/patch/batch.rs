@@ -1,6 +1,7 @@
 //! A batch: any number of sites, three passes, whole or not at all.
 
 use super::error::{CheckError, PatchError};
+use super::sort::sort_by_key;
 use super::steps::{Breakpoint, ShortJump, Steps};
 use super::{Cores, Poke, PokeState, Protocol, Text, TrapResolver};
 use crate::addr::PatchSite;
@@ -40,8 +41,41 @@ impl<'a> Batch<'a> {
             Protocol::ShortJump => ShortJump::judge::<T>,
             Protocol::Breakpoint => Breakpoint::judge::<T>,
         };
+<<<<<<< HEAD
+        if !pokes.is_sorted_by(|a, b| a.site < b.site) {
+            sort_by_key(pokes, |poke| poke.site.get());
+            let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
+            if let Some((twice, _)) = twice {
+                return Err(CheckError::Duplicate { site: twice.site });
+            }
+        }
+        let mut count = 0;
+        let mut first = None;
+        for poke in pokes.iter_mut() {
+            let found = text
+                .read(poke.site.get())
+                .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
+            poke.state = if found != poke.old {
+                poke.found = found;
+                PokeState::Changed
+            } else if poke.old == poke.new {
+                PokeState::Unchanged
+            } else {
+                judge(text, poke)
+            };
+            if let Some(conflict) = poke.conflict() {
+                count += 1;
+                first = first.or(Some(conflict));
+            }
+        }
+        match first {
+            Some(first) => Err(CheckError::Conflicts { count, first }),
+            None => Ok(CheckedBatch { protocol, pokes }),
+        }
+=======
         examine(pokes, |address| text.read(address), |poke| judge(text, poke))?;
         Ok(CheckedBatch { protocol, pokes })
+>>>>>>> 3672caf342f3adb5311be980d176aa2bdc4c0b5d
     }
 
     /// [Checks](Self::check) and [lands](CheckedBatch::land) in one call.

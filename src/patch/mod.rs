@@ -40,6 +40,7 @@
 mod batch;
 mod error;
 mod resolve;
+mod sort;
 mod steps;
 mod word;
 

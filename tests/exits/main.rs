@@ -1,129 +1,17 @@
 //! Programs at the exit of functions, by way of the front door: what they see and change, in
 //! which order they run, and what becomes of calls that are on their way meanwhile.
 
+mod loaded;
+mod log;
 #[path = "../support/mod.rs"]
 mod support;
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use fentry::host::{
-    AttachError, Context, ExitContext, Functions, Link, Process, Program, Programs, Recursion,
-    SIDE_STACK_DEPTH, Session,
-};
-use support::compile::{Build, Compiler, shared_object};
-use support::object::Object;
-
-/// One test at a time: they attach to the same functions, and gcc's patch sites are prepared
-/// while nobody runs them.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The functions of `functions.c`, with and without room for a slot, in both forms.
-struct Loaded {
-    object: Object,
-    process: &'static Process,
-    functions: Functions,
-    /// What is said of the functions' arguments on the stack.
-    stack_arguments: Option<u8>,
-}
-
-const LAYOUTS: [(&str, &str); 2] = [("padded", "21,16"), ("unpadded", "5")];
-/// No function here has more words of arguments on the stack.
-const STACK_ARGUMENTS: u8 = 2;
-
-impl Loaded {
-    fn each(mut test: impl FnMut(&Self)) {
-        let _alone = alone();
-        for (name, layout) in LAYOUTS {
-            for stack_arguments in [None, Some(STACK_ARGUMENTS)] {
-                test(&Self::new(name, layout, stack_arguments));
-            }
-        }
-    }
-
-    fn new(name: &str, layout: &str, stack_arguments: Option<u8>) -> Self {
-        let object = Object::load(&shared_object(&Build {
-            name: &format!("exits-{name}"),
-            source: include_str!("functions.c"),
-            extension: "c",
-            compiler: Compiler::Gcc,
-            flags: &["-O2", &format!("-fpatchable-function-entry={layout}")],
-        }));
-        let process = support::process();
-        process.refresh().expect("the object was loaded a moment ago");
-        let functions = process.functions().module(&object.module()).expect("a pattern");
-        // SAFETY: none has more, and what is above the arguments of the others is readable.
-        unsafe { process.set_stack_arguments(&functions, stack_arguments) }.unwrap();
-        Self { object, process, functions, stack_arguments }
-    }
-
-    fn attach(&self, name: &str, programs: impl Programs) -> Result<Link, AttachError> {
-        let functions = self.functions.named(name);
-        assert_eq!(functions.len(), 1, "{name}");
-        // SAFETY: the programs of this file keep to the psABI, and change what is made for it.
-        unsafe { self.process.attach(&functions, programs) }
-    }
-
-    fn int(&self, name: &str) -> impl Fn(i32) -> i32 + use<> {
-        // SAFETY: the functions that are asked for here have this type.
-        let function = unsafe { self.object.function::<extern "C" fn(i32) -> i32>(name) };
-        move |value| function(value)
-    }
-
-    fn long(&self, name: &str) -> impl Fn(i64) -> i64 + use<> {
-        // SAFETY: the functions that are asked for here have this type.
-        let function = unsafe { self.object.function::<extern "C" fn(i64) -> i64>(name) };
-        move |value| function(value)
-    }
-}
-
-/// What programs have written down.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn add(&self, event: impl ToString) {
-        self.0.lock().unwrap().push(event.to_string());
-    }
-
-    fn take(&self) -> Vec<String> {
-        core::mem::take(&mut self.0.lock().unwrap())
-    }
-
-    fn entry(&self, what: &'static str) -> Program {
-        let log = self.clone();
-        Program::new(move |_, cookie| log.add(format_args!("{what} {cookie}")))
-    }
-
-    fn exit(&self, what: &'static str) -> Program {
-        let log = self.clone();
-        Program::exit(move |_, cookie| log.add(format_args!("{what} {cookie}")))
-    }
-
-    fn modify(&self, what: &'static str, result: u64) -> Program {
-        let log = self.clone();
-        Program::modify_return(move |_, _| {
-            log.add(what);
-            result
-        })
-    }
-
-    fn session(&self, what: &'static str, exit: Session) -> Program {
-        let (log, logged) = (self.clone(), self.clone());
-        Program::session(
-            move |context, _, word| {
-                assert_eq!(*word, 0, "a session begins with zero");
-                *word = context.args()[0] + 1;
-                log.add(format_args!("{what} begins"));
-                exit
-            },
-            move |_, _, word| logged.add(format_args!("{what} ends, {word}")),
-        )
-    }
-}
+use fentry::host::{Context, ExitContext, Program, Recursion, SIDE_STACK_DEPTH, Session};
+use loaded::{LAYOUTS, Loaded, STACK_ARGUMENTS, alone};
+use log::Log;
 
 #[test]
 fn an_exit_program_sees_arguments_and_results_and_changes_them() {

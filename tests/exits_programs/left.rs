@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use fentry::host::{Functions, Process};
+use fentry::host::{Functions, Missed, Process};
 
 use crate::counts::{Counts, Well, on_threads};
 use crate::support::compile::{Build, Compiler, compilers, shared_object};
@@ -52,6 +52,42 @@ impl Source {
         let run = unsafe { object.function("run") };
         Loaded { name, process, functions, run, rounds: self.rounds }
     }
+
+    /// Compares what was seen of the functions that count with what they counted.
+    fn compare(&self, loaded: &Loaded, counts: &Counts, ran: &[(u64, Counted)], what: &str) {
+        let mut seen = Counted::default();
+        for (function, of_function) in loaded.functions.iter().zip(counts.seen.iter()) {
+            if (self.counts)(&function.name()) {
+                seen.calls += of_function.entries.load(Relaxed);
+                seen.returned += of_function.exits.load(Relaxed);
+            }
+        }
+        let counted = Counted {
+            calls: ran.iter().map(|(_, counted)| counted.calls).sum(),
+            returned: ran.iter().map(|(_, counted)| counted.returned).sum(),
+        };
+        assert_eq!(seen, counted, "{what}: what was seen, and what the program counted");
+        let left = counted.calls - counted.returned;
+        assert!(counted.returned > 1000 && left > 10_000, "{what}: {counted:?}");
+    }
+}
+
+/// Where what is needed at the exit is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    SideStack,
+    /// On the ordinary stack: what is left by `longjmp` is gone, and nobody counts it.
+    Frame,
+}
+
+impl Form {
+    /// What is said of the functions' arguments on the stack.
+    const fn words(self) -> Option<u8> {
+        match self {
+            Self::SideStack => None,
+            Self::Frame => Some(16),
+        }
+    }
 }
 
 struct Loaded {
@@ -78,32 +114,29 @@ fn check(source: &Source) {
     for compiler in compilers() {
         for (optimisation, layout) in [("-O0", "5"), ("-O2", "21,16")] {
             let loaded = source.load(compiler, optimisation, layout);
-            let what = &loaded.name;
             let unhooked = on_threads(|seed| loaded.run(seed));
-            let (counts, link) = Counts::attach(loaded.process, &loaded.functions);
-            let hooked = on_threads(|seed| {
-                let done = loaded.run(seed);
-                well.assert_empty();
-                done
-            });
-            link.detach().expect("an attached link detaches");
-            assert_eq!(hooked, unhooked, "{what}");
-
-            counts.assert_balanced(what);
-            let mut seen = Counted::default();
-            for (function, of_function) in loaded.functions.iter().zip(counts.seen.iter()) {
-                if (source.counts)(&function.name()) {
-                    seen.calls += of_function.entries.load(Relaxed);
-                    seen.returned += of_function.exits.load(Relaxed);
+            for form in [Form::SideStack, Form::Frame] {
+                let what = format!("{}, {form:?}", loaded.name);
+                // SAFETY: no function has more, and what is above theirs is the threads' stacks,
+                // which are readable.
+                let said =
+                    unsafe { loaded.process.set_stack_arguments(&loaded.functions, form.words()) };
+                said.expect("nothing is attached");
+                let (counts, link) = Counts::attach(loaded.process, &loaded.functions);
+                let hooked = on_threads(|seed| {
+                    let done = loaded.run(seed);
+                    well.assert_empty();
+                    done
+                });
+                link.detach().expect("an attached link detaches");
+                assert_eq!(hooked, unhooked, "{what}");
+                source.compare(&loaded, &counts, &hooked, &what);
+                if form == Form::SideStack {
+                    counts.assert_balanced(&what);
+                } else {
+                    assert_eq!(counts.missed(), Missed::default(), "{what}");
                 }
             }
-            let counted = Counted {
-                calls: hooked.iter().map(|(_, counted)| counted.calls).sum(),
-                returned: hooked.iter().map(|(_, counted)| counted.returned).sum(),
-            };
-            assert_eq!(seen, counted, "{what}: what was seen, and what the program counted");
-            let left = counted.calls - counted.returned;
-            assert!(counted.returned > 1000 && left > 10_000, "{what}: {counted:?}");
         }
     }
 }

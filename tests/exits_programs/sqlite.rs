@@ -41,8 +41,8 @@ fn sqlite_answers_as_without_hooks_and_every_entry_has_its_exit() {
     let executable = std::env::current_exe().expect("a test has an executable");
     let functions =
         process.functions().module(&executable.to_string_lossy()).expect("a path is a pattern");
-    let functions = functions.filter(|function| function.name().starts_with("sqlite3"));
-    assert!(functions.len() > 1000, "functions of SQLite: {}", functions.len());
+    // Nothing else in this executable is compiled with patch sites.
+    assert!(functions.len() > 1500, "functions of SQLite: {}", functions.len());
     let well = Well::dig(process);
 
     let unhooked = queries(None);

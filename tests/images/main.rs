@@ -3,13 +3,14 @@
 //!
 //! * [`golden`] shows images as listings, beside the call that emits each.
 //! * [`space`] emits every kind of image there is, and [`symbolic`] executes each on symbols.
-//! * [`golden_exit`], [`golden_compared`] and [`walk`] do the same for images with exit programs,
+//! * [`golden_exit`], [`golden_frame`], [`golden_compared`] and [`walk`] do the same for images with exit programs,
 //!   which have branches; [`paths`] follows them.
 //! * [`run`] executes images on this machine.
 
 mod golden;
 mod golden_compared;
 mod golden_exit;
+mod golden_frame;
 mod paths;
 #[cfg(target_os = "linux")]
 mod run;

@@ -6,6 +6,7 @@
 //! * [`asked`] has what no compiler and no kernel that can be had here makes.
 //! * [`compiled`] compiles one file over and over, and looks at what came of it.
 //! * [`kernel`] takes the functions of a whole kernel, with [`image`] and [`kallsyms`].
+//! * [`emitted`] looks at the preambles that the library emits.
 //! * [`detected`] asks the detector about bytes that are made from the values, and damaged.
 
 #[path = "../support/mod.rs"]
@@ -15,6 +16,7 @@ mod asked;
 mod compiled;
 mod detected;
 mod drawn;
+mod emitted;
 mod image;
 mod kallsyms;
 mod kernel;

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread;
 
-use fentry::host::{AttachError, Program, Unavailable};
+use fentry::host::{AttachError, OpenError, Program, Unavailable};
 
 use crate::fleet::{FUNCTIONS, Finally, Fleet, MARK, Marked, alone, counter_of, wrong_results};
 use crate::support::four::{PADDED, UNPADDED};
@@ -137,6 +137,60 @@ fn a_child_that_is_forked_by_a_program_returns_from_it() {
     std::io::Write::write_all(&mut { writer }, b"x").expect("the child reads");
     assert_eq!(wait_for(CHILD.load(Ordering::Relaxed)), 0, "{FAILED}");
     next.detach().expect("an attached link detaches");
+    settle(fleet.process);
+}
+
+/// The C library leaves the loader's lock to a thread that is not there.
+#[test]
+fn a_child_that_is_forked_while_a_library_is_loaded_goes_on() {
+    extern "C" fn linger(
+        _: *mut libc::dl_phdr_info,
+        _: usize,
+        state: *mut core::ffi::c_void,
+    ) -> core::ffi::c_int {
+        // SAFETY: the two flags below, which outlive the call.
+        let [inside, leave] = unsafe { &*state.cast::<[AtomicBool; 2]>() };
+        inside.store(true, Ordering::SeqCst);
+        while !leave.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        1
+    }
+    let _alone = alone();
+    let fleet = Fleet::load("loading", PADDED);
+    let flags = [const { AtomicBool::new(false) }; 2];
+    let [inside, leave] = &flags;
+    thread::scope(|scope| {
+        let _leave = Finally(|| leave.store(true, Ordering::SeqCst));
+        // Holds the lock that loading and unloading holds.
+        // SAFETY: the function takes the flags.
+        scope.spawn(|| unsafe {
+            libc::dl_iterate_phdr(Some(linger), (&raw const flags).cast_mut().cast())
+        });
+        while !inside.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        // SAFETY: the C library's fork leaves its own locks usable in the child.
+        let forked = unsafe { libc::fork() };
+        if forked == 0 {
+            child(|| {
+                let (marked, program) = Marked::new();
+                // SAFETY: the program counts.
+                let link = unsafe { fleet.process.attach(&fleet.selection, program) };
+                let right = wrong_results(&fleet.functions, MARK) == 0;
+                let counted = marked.0.iter().all(|count| count.load(Ordering::Relaxed) == 1);
+                let detached = link.is_ok_and(|link| link.detach().is_ok());
+                let gone = fleet.process.synchronize().is_ok();
+                // Or a C library that makes the lock usable.
+                let told = matches!(
+                    fleet.process.refresh(),
+                    Ok(()) | Err(OpenError::Unavailable(Unavailable::Loader))
+                );
+                vec![right, counted, detached, gone, Arc::strong_count(&marked.0) == 1, told]
+            });
+        }
+        assert_eq!(wait_for(forked), 0, "{FAILED}");
+    });
     settle(fleet.process);
 }
 

@@ -2,12 +2,12 @@
 
 use core::mem::offset_of;
 
-use super::enter::clear_sessions;
+use super::call_frame::{clear_sessions, frame, run_exits};
 use super::entry::{
     CALLER, CONTEXT, FUNCTION, INDEX, SAVED, VECTOR_ARGUMENTS, align_stack, call_program,
     forget_return_address, restore_vectors, save, save_vectors, show_vectors,
 };
-use super::leave::{align, frame, run_exits};
+use super::leave::align;
 use super::side_stack::FRAME_SIZE;
 use crate::addr::{Entry, Origin};
 use crate::emit::context::state;

@@ -1,20 +1,22 @@
 //! What runs when a hooked function with exit programs is entered.
 
+use super::call_frame::{
+    ARGUMENTS, argument_place, clear_sessions, frame, free_frame, load_function, run_entries,
+};
 use super::entry::{
-    VECTOR_ARGUMENTS, align_stack, call_anywhere, call_program, forget_return_address,
-    restore_vectors, save_vectors,
+    VECTOR_ARGUMENTS, align_stack, call_anywhere, forget_return_address, restore_vectors,
+    save_vectors,
 };
 use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
-use super::leave::{Leave, Part, Return, align, frame, free_frame, session, unless};
+use super::leave::{Leave, Part, Return, align};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
 use super::unwind::Marks;
 use crate::emit::context::state;
-use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
+use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, Scale, add_imm, add_reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3,
-    jcc, jmp, lea, lea_rip, mov_imm64, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg,
-    mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, pop, push, ret, sub_imm, test_reg,
-    xor_reg32,
+    Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, int3, jcc, jmp, lea, lea_rip,
+    mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm32, mov_store64, pop, push,
+    ret, sub_imm, test_reg, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -127,9 +129,6 @@ pub(super) struct Enter<'a> {
 const WORKING: [Reg; 3] = [Reg::Rax, Reg::Rbx, Reg::R10];
 /// Bytes that restoring what is saved after `rbx` takes, and `rbp` after it.
 const AFTER_RBX: u64 = 2;
-/// The registers that hold arguments, in the order of the frame.
-pub(super) const ARGUMENTS: [Reg; 6] = [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9];
-
 /// The lowest of the words saved first.
 const SAVED: Mem = Mem::at(Reg::Rbp, -8 * WORKING.len() as i32);
 /// The return address that the body has been called with.
@@ -364,77 +363,6 @@ impl<'a> Form<'a> {
             Self::Swap { .. } => &[],
         }
     }
-}
-
-/// Where the frame at `rbx` has the argument with this number.
-pub(super) const fn argument_place(number: i32) -> Mem {
-    Mem::at(Reg::Rbx, frame!(Reg::Rbx, args).disp + 8 * number)
-}
-
-/// Loads the entry of the function with the index in `r11` into `r10`. Changes `r11`.
-pub(super) fn load_function(
-    code: &mut CodeBuffer<'_>,
-    functions: CookiePlace,
-) -> Result<(), EncodeError> {
-    mov_imm64(code, Reg::R10, functions.column)?;
-    if let Stride::Sixteen = functions.stride {
-        add_reg(code, Reg::R11, Reg::R11)?;
-    }
-    mov_load64(code, Reg::R10, Mem::at(Reg::R10, 0).indexed(Reg::R11, Scale::Eight))
-}
-
-/// Makes the session words of these programs zero, in the frame at `rbx`.
-pub(super) fn clear_sessions(
-    code: &mut CodeBuffer<'_>,
-    entries: &[ProgramCall],
-    exits: &[ProgramCall],
-) -> Result<(), EncodeError> {
-    let mut cleared = 0_u64;
-    for number in entries.iter().chain(exits).filter_map(|call| call.session) {
-        let bit = 1_u64.wrapping_shl(number.into());
-        if cleared & bit == 0 {
-            mov_store_imm64(code, session(number), 0)?;
-        }
-        cleared |= bit;
-    }
-    Ok(())
-}
-
-/// Runs `entries`, and `modify` until one returns what is not zero, which goes on at `skip`
-/// with that in `rax`. Their context is the frame at `rbx`. Aligns the stack pointer.
-pub(super) fn run_entries(
-    code: &mut CodeBuffer<'_>,
-    vectors: Vectors,
-    entries: &[ProgramCall],
-    modify: &[ProgramCall],
-    skip: u64,
-) -> Result<(), EncodeError> {
-    let context = Mem::at(Reg::Rbx, 0);
-    align_stack(code, vectors)?;
-    save_vectors(code, vectors, VECTOR_ARGUMENTS)?;
-    if vectors != Vectors::Untouched {
-        mov_store64(code, frame!(Reg::Rbx, vectors), Reg::Rsp)?;
-    }
-    for program in entries {
-        mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-        call_program(code, program, context)?;
-        if let Some(number) = program.session {
-            test_reg(code, Reg::Rax, Reg::Rax)?;
-            unless(code, Condition::Equal, |code| {
-                mov_load32(code, Reg::Rax, frame!(Reg::Rbx, state))?;
-                add_imm(code, Reg::Rax, state::declined(number).cast_signed())?;
-                mov_store32(code, frame!(Reg::Rbx, state), Reg::Rax)
-            })?;
-        }
-    }
-    for program in modify {
-        mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-        call_program(code, program, context)?;
-        test_reg(code, Reg::Rax, Reg::Rax)?;
-        jcc(code, Condition::NotEqual, skip)?;
-    }
-    restore_vectors(code, vectors, VECTOR_ARGUMENTS)?;
-    forget_return_address(code)
 }
 
 /// Restores what the body worked with. Changes no flags.

@@ -164,7 +164,7 @@ pub(super) fn call_program(
         }
     }
     if let Some(session) = program.session {
-        lea(code, Reg::Rcx, super::leave::session(session))?;
+        lea(code, Reg::Rcx, super::call_frame::session(session))?;
     }
     call_anywhere(code, program.target)
 }

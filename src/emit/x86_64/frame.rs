@@ -1,9 +1,11 @@
 //! Entry and exit with all state on the ordinary stack.
 
-use super::enter::{ARGUMENTS, argument_place, clear_sessions, load_function, run_entries};
+use super::call_frame::{
+    ARGUMENTS, argument_place, clear_sessions, frame, load_function, run_entries, run_exits,
+};
 use super::entry::forget_return_address;
 use super::exit_thunk::{Bodies, Kept};
-use super::leave::{Part, align, frame, run_exits};
+use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
 use super::unwind::Marks;
 use crate::emit::context::state;
@@ -22,7 +24,9 @@ use crate::encode::{CodeBuffer, EncodeError};
 /// of these: a function may be left by `longjmp`, and threads may switch stacks inside of it.
 ///
 /// The stack while the origin runs, where *S* is the slot of its caller's return address and
-/// there are *n* words of stack arguments:
+/// there are *n* words of stack arguments, and *m* is *n* with its lowest bit set, or its lowest
+/// three from four words on: the copy is aligned as the arguments are, of which vectors of 32 and
+/// 64 bytes are to their size (psABI 3.2.2):
 ///
 /// | address | |
 /// |---|---|
@@ -31,7 +35,7 @@ use crate::encode::{CodeBuffer, EncodeError};
 /// | *S* - 8 | the caller's `rbp`; `rbp` points here, as in any function with a frame pointer |
 /// | *S* - 16 | the caller's `rbx` |
 /// | *S* - 192 | the exit context |
-/// | *S* - 192 - 8 *n*, and 8 less if *n* is even | the copy of the arguments |
+/// | *S* - 192 - 8 *m* | the copy of the arguments |
 /// | below | the return address of the origin, in the thunk, and the origin's own |
 ///
 /// No call overflows, and none runs unhooked.
@@ -92,8 +96,10 @@ impl FrameBodies<'_> {
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.
     fn below_frame(&self) -> i32 {
+        // From the copy to the arguments it is a multiple of 16, or of 64 where they may have
+        // been aligned to that: 25 words are between them besides.
         let words = i32::from(self.stack_arguments);
-        8 * (words + i32::from(words % 2 == 0))
+        8 * (words | if words < 4 { 1 } else { 7 })
     }
 
     fn enter(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64), EncodeError> {

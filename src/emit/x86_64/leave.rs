@@ -1,32 +1,13 @@
 //! What runs when a hooked function returns.
 
-use super::entry::{
-    align_stack, call_program, forget_return_address, restore_vectors, save_vectors,
-};
+use super::call_frame::{frame, free_frame, run_exits};
 use super::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
-use crate::emit::context::state;
-use crate::emit::{ExitContext, ProgramCall, Vectors};
+use crate::emit::{ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, and_imm, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_load32,
-    mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm64, mov_store64, pop, push, ret, sub_imm,
+    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp, jmp_reg, mov_load64, mov_load64_fs,
+    mov_reg_reg, mov_store64, pop, push, ret, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
-
-/// Vector registers that hold return values: `xmm0` and `xmm1` (psABI 3.2.3).
-const VECTOR_RESULTS: u8 = 2;
-
-/// The place of a field of the frame at this register.
-macro_rules! frame {
-    ($frame:expr, $field:ident) => {
-        Mem::at($frame, core::mem::offset_of!($crate::emit::ExitContext, $field) as i32)
-    };
-}
-pub(super) use frame;
-
-/// The place of a session word of the frame at `rbx`.
-pub(super) const fn session(number: u8) -> Mem {
-    Mem::at(Reg::Rbx, core::mem::offset_of!(ExitContext, sessions) as i32 + 8 * number as i32)
-}
 
 /// How the caller is returned to.
 #[derive(Clone, Copy, Debug)]
@@ -127,60 +108,6 @@ impl Leave<'_> {
     }
 }
 
-/// Runs `calls` in reverse on the [`ExitContext`] at `rbx`, around which return values are
-/// kept. Aligns the stack pointer.
-pub(super) fn run_exits(
-    code: &mut CodeBuffer<'_>,
-    vectors: Vectors,
-    calls: &[ProgramCall],
-) -> Result<(), EncodeError> {
-    if calls.is_empty() {
-        return Ok(());
-    }
-    mov_store64(code, frame!(Reg::Rbx, rax), Reg::Rax)?;
-    mov_store64(code, frame!(Reg::Rbx, rdx), Reg::Rdx)?;
-    align_stack(code, vectors)?;
-    save_vectors(code, vectors, VECTOR_RESULTS)?;
-    if vectors != Vectors::Untouched {
-        mov_store64(code, frame!(Reg::Rbx, vectors), Reg::Rsp)?;
-    }
-    for program in calls.iter().rev() {
-        match program.session {
-            None => run_exit(code, program)?,
-            Some(session) => {
-                mov_load32(code, Reg::Rax, frame!(Reg::Rbx, state))?;
-                and_imm(code, Reg::Rax, state::declined(session).cast_signed())?;
-                unless(code, Condition::NotEqual, |code| run_exit(code, program))?;
-            }
-        }
-    }
-    restore_vectors(code, vectors, VECTOR_RESULTS)?;
-    forget_return_address(code)?;
-    mov_load64(code, Reg::Rax, frame!(Reg::Rbx, rax))?;
-    mov_load64(code, Reg::Rdx, frame!(Reg::Rbx, rdx))
-}
-
-fn run_exit(code: &mut CodeBuffer<'_>, program: &ProgramCall) -> Result<(), EncodeError> {
-    mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-    call_program(code, program, Mem::at(Reg::Rbx, 0))
-}
-
-/// Emits a jump over what `emit` emits, to be taken on `condition`.
-pub(super) fn unless(
-    code: &mut CodeBuffer<'_>,
-    condition: Condition,
-    emit: impl Fn(&mut CodeBuffer<'_>) -> Result<(), EncodeError>,
-) -> Result<(), EncodeError> {
-    // How far it jumps, a first attempt elsewhere shows: behind a near jump, which is what
-    // stands here if nothing is jumped over.
-    let mut trial = [0; 128];
-    let mut trial = CodeBuffer::new(&mut trial, code.here());
-    jcc(&mut trial, condition, code.here())?;
-    emit(&mut trial)?;
-    jcc(code, condition, trial.here())?;
-    emit(code)
-}
-
 /// Drops frames until the one whose slot is above `rbp`, and goes on at `found` with it in `rbx`.
 /// Expects the last frame in `rbx` and the side stack in `rcx`. Returns where it begins.
 fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
@@ -199,11 +126,6 @@ fn search(code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
     jcc(code, Condition::NotEqual, again)?;
     jmp(code, found)?;
     Ok(again)
-}
-
-/// Marks `frame` as one that nobody uses.
-pub(super) fn free_frame(code: &mut CodeBuffer<'_>, frame: Reg) -> Result<(), EncodeError> {
-    mov_store_imm64(code, frame!(frame, slot), -1)
 }
 
 /// Fills up to a multiple of 64, a cache line, where a body begins.

@@ -12,6 +12,7 @@
 //! | [`SwapBodies`] | `call` | no: a `ret` goes elsewhere | in place | comparison |
 
 mod branch;
+mod call_frame;
 mod call_table;
 mod called;
 mod check;

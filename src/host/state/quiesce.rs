@@ -5,8 +5,7 @@ use core::time::Duration;
 use std::time::Instant;
 use std::vec::Vec;
 
-use super::{Retired, State};
-use crate::host::discover;
+use super::{Retired, State, while_loaded};
 use crate::host::error::SynchronizeError;
 use crate::host::threads::Survey;
 use crate::patch::Poke;
@@ -20,7 +19,7 @@ impl State {
     pub fn quiesce(&mut self, own_from: u64, patience: Duration) -> Result<(), SynchronizeError> {
         // If what is loaded cannot be listed, nothing is found to be unloaded, and nothing of
         // it goes.
-        let _ = discover::while_loaded(|loaded| self.drop_unloaded(loaded));
+        let _ = while_loaded(|loaded| self.drop_unloaded(loaded));
         let unloaded = self.unloaded.len();
         let watched = self.watched();
         if !watched.is_empty() {
@@ -40,7 +39,7 @@ impl State {
         unsafe { self.engine.quiesced() };
         // Text of modules that were unloaded is not written to, nor is that of others while it
         // may be unloaded; if they cannot be listed, none.
-        let _ = discover::while_loaded(|loaded| {
+        let _ = while_loaded(|loaded| {
             if self.drop_unloaded(loaded).is_ok() {
                 for Retired { functions, .. } in &self.retired {
                     let mut pokes = std::vec![Poke::EMPTY; functions.len()];
