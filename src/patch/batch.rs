@@ -41,41 +41,8 @@ impl<'a> Batch<'a> {
             Protocol::ShortJump => ShortJump::judge::<T>,
             Protocol::Breakpoint => Breakpoint::judge::<T>,
         };
-<<<<<<< HEAD
-        if !pokes.is_sorted_by(|a, b| a.site < b.site) {
-            sort_by_key(pokes, |poke| poke.site.get());
-            let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
-            if let Some((twice, _)) = twice {
-                return Err(CheckError::Duplicate { site: twice.site });
-            }
-        }
-        let mut count = 0;
-        let mut first = None;
-        for poke in pokes.iter_mut() {
-            let found = text
-                .read(poke.site.get())
-                .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
-            poke.state = if found != poke.old {
-                poke.found = found;
-                PokeState::Changed
-            } else if poke.old == poke.new {
-                PokeState::Unchanged
-            } else {
-                judge(text, poke)
-            };
-            if let Some(conflict) = poke.conflict() {
-                count += 1;
-                first = first.or(Some(conflict));
-            }
-        }
-        match first {
-            Some(first) => Err(CheckError::Conflicts { count, first }),
-            None => Ok(CheckedBatch { protocol, pokes }),
-        }
-=======
         examine(pokes, |address| text.read(address), |poke| judge(text, poke))?;
         Ok(CheckedBatch { protocol, pokes })
->>>>>>> 3672caf342f3adb5311be980d176aa2bdc4c0b5d
     }
 
     /// [Checks](Self::check) and [lands](CheckedBatch::land) in one call.
@@ -155,7 +122,7 @@ pub(super) fn examine<E, const N: usize>(
     judge: impl Fn(&mut Poke<N>) -> PokeState,
 ) -> Result<(), CheckError<E, N>> {
     if !pokes.is_sorted_by(|a, b| a.site < b.site) {
-        pokes.sort_unstable_by_key(|poke| poke.site);
+        sort_by_key(pokes, |poke| poke.site.get());
         let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
         if let Some((twice, _)) = twice {
             return Err(CheckError::Duplicate { site: twice.site });
