@@ -9,39 +9,12 @@
 
 use super::engine::{MAX_FUNCTIONS, Outcome};
 use super::set::Form;
+use super::thunk_block::{BLOCK_SIZE, THUNKS, ThunkBlock, place};
 use super::{AttachError, Embedder, Emitted, Engine, FunctionId, ImageMemory};
 use crate::addr::Origin;
 use crate::emit::x86_64::{EXIT_THUNK_SIZE, exit_thunk};
 use crate::encode::CodeBuffer;
-use crate::metadata::{Column, Zeroed};
-
-/// Thunks of one block.
-const THUNKS: u32 = 32;
-/// Bytes of one block.
-const BLOCK_SIZE: usize = THUNKS as usize * EXIT_THUNK_SIZE;
-
-/// The thunks of neighbouring indexes.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct ThunkBlock {
-    /// Where they are; 0 if there are none.
-    address: u64,
-    /// Which of them have been emitted, one bit each.
-    emitted: u32,
-    /// Which of their functions have stopped leading to them since all was quiescent.
-    left: u32,
-}
-
-static_assertions::const_assert_eq!(size_of::<ThunkBlock>(), 16);
-
-// SAFETY: three integers.
-unsafe impl Zeroed for ThunkBlock {}
-
-/// The block of an index, the bit of its thunk there, and how many bytes into it.
-const fn place(index: u32) -> (u32, u32, u64) {
-    let within = index % THUNKS;
-    (index / THUNKS, 1 << within, within as u64 * EXIT_THUNK_SIZE as u64)
-}
+use crate::metadata::Column;
 
 impl<E: Embedder> Engine<E> {
     /// The exit thunk of the function `id` in this set, emitted if it is not yet there.

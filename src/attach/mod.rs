@@ -46,6 +46,7 @@ mod retire;
 mod set;
 mod slots;
 mod thunk;
+mod thunk_block;
 
 pub use edit::{Attachment, Cookies, Lanes, ProgramKind};
 pub use engine::Engine;

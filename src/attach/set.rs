@@ -1,6 +1,6 @@
 //! Program sets.
 
-use super::exit_thunks::ThunkBlock;
+use super::thunk_block::ThunkBlock;
 use super::{Attachment, ProgramKind};
 use crate::emit::Vectors;
 use crate::emit::x86_64::Bodies;

@@ -21,7 +21,7 @@ pub enum Unavailable {
         owner: u32,
     },
     /// This process was forked while another thread of its parent was loading or unloading a
-    /// library, so that what is loaded cannot be listed.
+    /// library, or unwinding its stack, so that what is loaded cannot be listed.
     Loader,
 }
 
@@ -39,8 +39,8 @@ impl fmt::Display for Unavailable {
                  do it in the parent"
             ),
             Self::Loader => f.write_str(
-                "what is loaded cannot be listed, because another thread was loading or unloading \
-                 a library when this process was forked: find functions before, or call exec",
+                "what is loaded cannot be listed, because another thread was loading a library or \
+                 unwinding when this process was forked: find functions before, or call exec",
             ),
         }
     }

@@ -27,6 +27,7 @@ pub mod glob;
 mod lines;
 mod link;
 mod lock;
+mod locks;
 pub mod maps;
 pub mod memory;
 pub mod names;

@@ -10,6 +10,7 @@ use super::error::{AttachError, FindError, OpenError, SynchronizeError};
 use super::fork;
 use super::functions::Functions;
 use super::link::Link;
+use super::locks;
 use super::program::{Program, Programs};
 use super::quiescence::Quiescence;
 use super::shared::Shared;
@@ -26,8 +27,9 @@ use crate::patch::Protocol;
 /// neither notices what the other changes. `fork` waits meanwhile for an operation that another
 /// thread is in the middle of; a copy of 64 KiB of emitted code was measured to take 85
 /// microseconds. A closure that another thread was dropping stays undropped in the child. Where
-/// another thread was loading or unloading a library, a child whose C library leaves it without
-/// the loader's lock cannot [`refresh`](Self::refresh), and does the rest.
+/// another thread was loading or unloading a library, or unwinding its stack, a child whose C
+/// library leaves it without the lock for that cannot [`refresh`](Self::refresh), and emits code
+/// without unwind tables.
 ///
 /// Children of `vfork`, `posix_spawn` and the bare system call run what is attached, and get
 /// [`Unavailable::Forked`](super::Unavailable::Forked) for everything else. They share the
@@ -132,7 +134,7 @@ impl Process {
                 }
             }
         }
-        let module = fork::loader_is_usable().then(|| discover::module_of_symbol(name)).flatten();
+        let module = locks::are_usable().then(|| discover::module_of_symbol(name)).flatten();
         match module {
             Some(module) => FindError::NoPatchSite { function: std::format!("{name} ({module})") },
             None => FindError::NoSuchFunction { name: name.to_string() },

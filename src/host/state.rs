@@ -10,9 +10,9 @@ use super::cores::Membarrier;
 use super::discover::{self, Module};
 use super::embedder::{Host, HostImages, HostTables};
 use super::error::{AttachError, HostError, OpenError};
-use super::fork;
 use super::functions::{Catalogue, KnownModule};
 use super::lock::Unavailable;
+use super::locks;
 use super::memory::{Arena, MemoryError};
 use super::program::{Keep, Program};
 use super::side_stacks;
@@ -99,7 +99,7 @@ impl State {
     }
 
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        if !fork::loader_is_usable() {
+        if !locks::are_usable() {
             return Err(Unavailable::Loader.into());
         }
         let mut fresh = Vec::new();
@@ -372,7 +372,7 @@ impl State {
 /// As [`discover::while_loaded`], where that does not wait for ever; `None` where it would, or
 /// nothing can be listed.
 fn while_loaded<R>(work: impl FnOnce(&[discover::Identity]) -> R) -> Option<R> {
-    fork::loader_is_usable().then(|| discover::while_loaded(work).ok())?
+    locks::are_usable().then(|| discover::while_loaded(work).ok())?
 }
 
 /// Positions of this library's own functions: they run whenever a program does.

@@ -9,6 +9,7 @@ use core::ops::Range;
 use std::boxed::Box;
 use std::collections::BTreeMap;
 
+use super::locks;
 use super::side_stacks;
 use crate::attach::Emitted;
 use crate::emit::x86_64::UnwindTable;
@@ -112,6 +113,9 @@ struct Registered {
 impl Registered {
     fn new(table: &UnwindTable) -> Self {
         let table: Box<[u8]> = table.as_bytes().into();
+        if !locks::are_usable() {
+            return Self { table };
+        }
         // SAFETY: it is a whole table with its end, and stays where it is until the unwinder
         // has been told to forget it.
         unsafe { __register_frame(table.as_ptr()) };
@@ -121,6 +125,11 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        if !locks::are_usable() {
+            // Registered perhaps, before this process was forked: it stays.
+            core::mem::forget(core::mem::take(&mut self.table));
+            return;
+        }
         // SAFETY: registered in `new`.
         unsafe { __deregister_frame(self.table.as_ptr()) };
     }

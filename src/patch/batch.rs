@@ -1,6 +1,7 @@
 //! A batch: any number of sites, three passes, whole or not at all.
 
 use super::error::{CheckError, PatchError};
+use super::sort::sort_by_key;
 use super::steps::{Breakpoint, ShortJump, Steps};
 use super::{Cores, Poke, PokeState, Protocol, Text, TrapResolver};
 use crate::addr::PatchSite;
@@ -40,36 +41,8 @@ impl<'a> Batch<'a> {
             Protocol::ShortJump => ShortJump::judge::<T>,
             Protocol::Breakpoint => Breakpoint::judge::<T>,
         };
-        if !pokes.is_sorted_by(|a, b| a.site < b.site) {
-            pokes.sort_unstable_by_key(|poke| poke.site);
-            let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
-            if let Some((twice, _)) = twice {
-                return Err(CheckError::Duplicate { site: twice.site });
-            }
-        }
-        let mut count = 0;
-        let mut first = None;
-        for poke in pokes.iter_mut() {
-            let found = text
-                .read(poke.site.get())
-                .map_err(|cause| CheckError::Read { site: poke.site, cause })?;
-            poke.state = if found != poke.old {
-                poke.found = found;
-                PokeState::Changed
-            } else if poke.old == poke.new {
-                PokeState::Unchanged
-            } else {
-                judge(text, poke)
-            };
-            if let Some(conflict) = poke.conflict() {
-                count += 1;
-                first = first.or(Some(conflict));
-            }
-        }
-        match first {
-            Some(first) => Err(CheckError::Conflicts { count, first }),
-            None => Ok(CheckedBatch { protocol, pokes }),
-        }
+        examine(pokes, |address| text.read(address), |poke| judge(text, poke))?;
+        Ok(CheckedBatch { protocol, pokes })
     }
 
     /// [Checks](Self::check) and [lands](CheckedBatch::land) in one call.
@@ -141,6 +114,44 @@ impl CheckedBatch<'_> {
     }
 }
 
+/// Sorts `pokes` by site, and compares what `read` finds at each with its old bytes. `judge`
+/// says how those can be done that do change.
+pub(super) fn examine<E, const N: usize>(
+    pokes: &mut [Poke<N>],
+    read: impl Fn(u64) -> Result<[u8; N], E>,
+    judge: impl Fn(&mut Poke<N>) -> PokeState,
+) -> Result<(), CheckError<E, N>> {
+    if !pokes.is_sorted_by(|a, b| a.site < b.site) {
+        sort_by_key(pokes, |poke| poke.site.get());
+        let twice = pokes.iter().zip(pokes.iter().skip(1)).find(|(a, b)| a.site == b.site);
+        if let Some((twice, _)) = twice {
+            return Err(CheckError::Duplicate { site: twice.site });
+        }
+    }
+    let mut count = 0;
+    let mut first = None;
+    for poke in pokes {
+        let found =
+            read(poke.site.get()).map_err(|cause| CheckError::Read { site: poke.site, cause })?;
+        poke.state = if found != poke.old {
+            poke.found = found;
+            PokeState::Changed
+        } else if poke.old == poke.new {
+            PokeState::Unchanged
+        } else {
+            judge(poke)
+        };
+        if let Some(conflict) = poke.conflict() {
+            count += 1;
+            first = first.or(Some(conflict));
+        }
+    }
+    match first {
+        Some(first) => Err(CheckError::Conflicts { count, first }),
+        None => Ok(()),
+    }
+}
+
 /// How far a batch came: the sites before these positions have been through the pass.
 #[derive(Clone, Copy, Default)]
 struct Progress {
@@ -200,11 +211,11 @@ unsafe fn forward<S: Steps, T: Text, C: Cores>(
 
 /// Takes one step at each site that changes, counting the sites that are done.
 #[inline]
-fn pass<T, C>(
-    pokes: &[Poke],
+pub(super) fn pass<T, C, const N: usize>(
+    pokes: &[Poke<N>],
     done: &mut usize,
-    mut step: impl FnMut(&Poke) -> Result<(), T>,
-) -> Result<(), PatchError<T, C>> {
+    mut step: impl FnMut(&Poke<N>) -> Result<(), T>,
+) -> Result<(), PatchError<T, C, N>> {
     for poke in pokes {
         if poke.state != PokeState::Unchanged {
             step(poke).map_err(|cause| PatchError::Store { site: poke.site, cause })?;
@@ -212,6 +223,14 @@ fn pass<T, C>(
         *done += 1;
     }
     Ok(())
+}
+
+/// The first `count` pokes, but for those at which nothing is stored.
+pub(super) fn changing<const N: usize>(
+    pokes: &[Poke<N>],
+    count: usize,
+) -> impl Iterator<Item = &Poke<N>> {
+    pokes.iter().take(count).filter(|poke| poke.state != PokeState::Unchanged)
 }
 
 /// Takes back what a failed [`forward`] has stored: the same three passes towards the old
@@ -227,21 +246,19 @@ unsafe fn back<S: Steps, T: Text, C: Cores>(
 ) -> Result<(), PatchSite> {
     let Some(first) = pokes.first() else { return Ok(()) };
     let mut synchronise = || cores.synchronise().map_err(|_| first.site);
-    let changing =
-        |count| pokes.iter().take(count).filter(|poke| poke.state != PokeState::Unchanged);
-    for poke in changing(progress.heads) {
+    for poke in changing(pokes, progress.heads) {
         // SAFETY: these sites hold the new instruction whole; guarding it changes no tail.
         unsafe { S::guard(text, poke) }.map_err(|_| poke.site)?;
     }
     if progress.tails > 0 {
         synchronise()?;
-        for poke in changing(progress.tails) {
+        for poke in changing(pokes, progress.tails) {
             // SAFETY: every site is guarded, and every core has synchronised since.
             unsafe { S::tail(text, poke, &poke.old) }.map_err(|_| poke.site)?;
         }
         synchronise()?;
     }
-    for poke in changing(progress.guarded) {
+    for poke in changing(pokes, progress.guarded) {
         // SAFETY: every tail is the old one; where one was written, every core has
         // synchronised since, and where none was, cores never saw another.
         unsafe { S::head(text, poke, &poke.old) }.map_err(|_| poke.site)?;

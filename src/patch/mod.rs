@@ -33,21 +33,28 @@
 //! A batch has any number of sites and pays for three synchronisations in all
 //! ([`Batch::apply`]). It lands whole or not at all: every site's bytes are checked before
 //! the first store, and a store that fails has everything before it taken back.
+//!
+//! Where every instruction is one aligned word, as on arm64, there is no tail to guard, and
+//! one store and one synchronisation do it: [`WordBatch`].
 
 mod batch;
 mod error;
 mod resolve;
+mod sort;
 mod steps;
+mod word;
 
 pub use batch::{Batch, CheckedBatch};
 pub use error::{CheckError, Conflict, PatchError};
 pub use resolve::{Resume, TrapResolver};
+pub use word::{CheckedWordBatch, WordBatch, WordText};
 
 use core::fmt::{Debug, Display};
 
 use crate::addr::PatchSite;
+use crate::encode::aarch64::WORD;
 
-/// Bytes of a patch site: one `call rel32`, `jmp rel32` or five-byte nop.
+/// Bytes of an x86-64 patch site: one `call rel32`, `jmp rel32` or five-byte nop.
 pub const SITE_LEN: usize = crate::layout::x86_64::SITE_LEN as usize;
 
 /// How sites are rewritten while cores execute them. The module's page draws both.
@@ -62,18 +69,19 @@ pub enum Protocol {
 
 /// One site of a batch: what must stand there, and what shall.
 ///
-/// 24 bytes, so that a batch of 100,000 streams through a cache.
+/// `N` is the bytes of the site. The x86-64 protocols take the default, and a [`WordBatch`]
+/// takes [`WORD`]. 24 bytes, so that a batch of 100,000 streams through a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Poke {
+pub struct Poke<const N: usize = SITE_LEN> {
     /// The site.
     pub site: PatchSite,
     /// The bytes that must stand at the site before anything is written.
-    pub old: [u8; SITE_LEN],
+    pub old: [u8; N],
     /// The bytes that stand there afterwards: one instruction.
-    pub new: [u8; SITE_LEN],
-    /// What was found, once a check has failed; see [`Poke::conflict`].
-    pub(crate) found: [u8; SITE_LEN],
+    pub new: [u8; N],
+    /// What a check took exception to, once it has failed; see [`Poke::conflict`].
+    pub(crate) found: [u8; N],
     pub(crate) state: PokeState,
 }
 
@@ -91,18 +99,22 @@ pub(crate) enum PokeState {
     OneStore,
     /// As expected, and it stays so: nothing is stored.
     Unchanged,
+    /// No instruction begins at this address: it is no multiple of a word.
+    Misaligned,
+    /// The old instruction or the new one may not be changed under a core that executes it.
+    Unlisted,
 }
 
-const _: () = assert!(size_of::<Poke>() == 24);
+const _: () = assert!(size_of::<Poke>() == 24 && size_of::<Poke<WORD>>() == 24);
 
-impl Poke {
+impl<const N: usize> Poke<N> {
     /// A poke of nothing, to fill a buffer with.
-    pub const EMPTY: Self = Self::new(PatchSite::new(0), [0; SITE_LEN], [0; SITE_LEN]);
+    pub const EMPTY: Self = Self::new(PatchSite::new(0), [0; N], [0; N]);
 
     /// A change of `site` from `old` to `new`.
     #[must_use]
-    pub const fn new(site: PatchSite, old: [u8; SITE_LEN], new: [u8; SITE_LEN]) -> Self {
-        Self { site, old, new, found: [0; SITE_LEN], state: PokeState::Good }
+    pub const fn new(site: PatchSite, old: [u8; N], new: [u8; N]) -> Self {
+        Self { site, old, new, found: [0; N], state: PokeState::Good }
     }
 }
 
@@ -205,8 +217,9 @@ pub unsafe trait Text {
 ///
 /// # Safety
 /// An implementer promises that when [`synchronise`](Cores::synchronise) has returned `Ok`,
-/// every core that may execute the patched text has executed a serialising instruction
-/// after the call began, or will before it next executes that text.
+/// every core that may execute the patched text has executed a serialising instruction, or
+/// had what Arm calls a context synchronization event, after the call began, or will before
+/// it next executes that text.
 pub unsafe trait Cores {
     /// What the embedder reports when cores cannot be synchronised.
     type Error: Debug + Display;

@@ -3,7 +3,11 @@
 //! A model that passes says little until it is known what it would catch. So each has
 //! mutants: the same code, with one thread's synchronisation weakened.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::vec::Vec;
+
+use loom::sync::atomic::Ordering;
 
 /// What is wrong with the synchronisation of one thread of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +35,25 @@ loom::thread_local! {
     static FAULT: Cell<Fault> = Cell::new(Fault::None);
 }
 
+/// One of loom's atomics that stands for one in a table, whichever width that has.
+pub(super) type Kept = loom::sync::atomic::AtomicU64;
+
+loom::thread_local! {
+    /// What [`Fault::Late`] holds back of the calling thread's stores, oldest first.
+    pub(super) static LATE: RefCell<Vec<(u64, Arc<Kept>, u64)>> = RefCell::new(Vec::new());
+}
+
+/// Makes the stores that were held back.
+fn catch_up() {
+    for (_, kept, value) in LATE.with(RefCell::take) {
+        kept.store(value, Ordering::Release);
+    }
+}
+
 /// Makes `fault` the calling thread's, until the next or until the model's execution ends.
 pub fn inject(fault: Fault) {
     FAULT.with(|cell| cell.set(fault));
-    super::table::catch_up();
+    catch_up();
 }
 
 /// Whether `fault` is the calling thread's.

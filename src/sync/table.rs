@@ -8,33 +8,18 @@
 //! 0. Loom then also fails whoever is first to touch one and whoever touches it later, if
 //! nothing orders the two.
 
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
 use loom::sync::atomic::Ordering;
 
-use super::fault::{Fault, is};
+use super::fault::{Fault, Kept, LATE, is};
 use super::model::weakened;
-
-/// Whichever width it has for the crate.
-type Kept = loom::sync::atomic::AtomicU64;
 
 loom::lazy_static! {
     /// Every atomic of the execution, each at its number less one.
     static ref KEPT: Mutex<Vec<Arc<Kept>>> = Mutex::new(Vec::new());
-}
-
-loom::thread_local! {
-    /// What [`Fault::Late`] holds back of the calling thread's stores, oldest first.
-    static LATE: RefCell<Vec<(u64, Arc<Kept>, u64)>> = RefCell::new(Vec::new());
-}
-
-/// Makes the stores that were held back.
-pub(super) fn catch_up() {
-    for (_, kept, value) in LATE.with(RefCell::take) {
-        kept.store(value, Ordering::Release);
-    }
 }
 
 /// The atomic whose number is `number`, and its number, which it gets if it has none.

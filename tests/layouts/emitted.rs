@@ -38,7 +38,7 @@ fn fineibt_of_every_generation_is_the_layout_of_that_name() {
         let hash = 0x1234_5678;
         let preamble = emit::Preamble::FineIbt(emit::FineIbt { hash, generation, bhi });
         emitted(preamble, |around| {
-            let found = detect(Arch::X86_64, around).expect(layout.name());
+            let found = detect(Arch::X86_64, around).expect("it has a name");
             assert_eq!(found.fineibt(), Some(layout));
             let at = around.before.len().wrapping_add_signed(layout.hash() as isize);
             assert_eq!(around.before[at..at + 4], hash.to_le_bytes(), "{}", layout.name());

@@ -42,7 +42,7 @@ pub const SITES: [u64; 2] = [0x1000, 0x1010];
 pub struct Unit(AtomicU64);
 
 impl Unit {
-    fn new(bytes: &[u8]) -> Self {
+    pub fn new(bytes: &[u8]) -> Self {
         Self(AtomicU64::new(Self::packed(0, bytes)))
     }
 
@@ -57,7 +57,7 @@ impl Unit {
     }
 
     /// Which store is seen, and its bytes.
-    fn load(&self) -> (u64, [u8; SITE_LEN]) {
+    pub fn load(&self) -> (u64, [u8; SITE_LEN]) {
         let value = self.0.load(Ordering::Relaxed);
         let [bytes @ .., _, _, _] = value.to_le_bytes();
         (value >> 40, bytes)
@@ -190,17 +190,20 @@ impl Machine {
                     let latest = plan.stages.iter().rposition(is_it);
                     let latest = latest.unwrap_or_else(|| panic!("torn instruction {bytes:02x?}"));
                     self.seen.stages[plan.stages.iter().position(is_it).unwrap()].up();
-                    if plan.lands() {
+                    if plan.breaks.lands() {
                         assert!(latest >= over[at], "old instruction after the batch");
                     } else if latest == 1 {
                         assert!(at < plan.heads(), "new instruction at a site that never got it");
-                        assert!(!done || plan.sticks(), "new instruction after it was taken back");
+                        assert!(
+                            !done || plan.breaks.sticks(),
+                            "new instruction after it was taken back"
+                        );
                     }
                 }
                 Fetched::Jump => {
                     self.seen.guard.up();
                     assert_eq!(plan.protocol, Protocol::ShortJump);
-                    assert!(!done || plan.sticks(), "guard after the batch");
+                    assert!(!done || plan.breaks.sticks(), "guard after the batch");
                 }
                 Fetched::Trap => {
                     self.seen.guard.up();
@@ -253,7 +256,7 @@ impl Machine {
             for site in sites.clone() {
                 self.over[site].store(before + 1, Ordering::Relaxed);
             }
-            plan.judge(applied);
+            plan.breaks.judge(applied);
         }
     }
 }
@@ -297,9 +300,9 @@ pub fn execute(plan: Plan, seen: Arc<Seen>) {
         thread.join().unwrap();
     }
     let stages = plan.stages;
-    let stands = if plan.lands() { stages[stages.len() - 1] } else { stages[0] };
+    let stands = if plan.breaks.lands() { stages[stages.len() - 1] } else { stages[0] };
     for site in &machine.sites {
         let left = matches!(site.fetch(), Fetched::Whole(bytes) if bytes == stands);
-        assert!(plan.sticks() || left, "something else was left");
+        assert!(plan.breaks.sticks() || left, "something else was left");
     }
 }

@@ -1,4 +1,4 @@
-//! Loom models of `fentry::patch`: both protocols, against cores whose instruction fetch is
+//! Loom models of `fentry::patch`: both protocols and the words of arm64, against cores whose instruction fetch is
 //! stale until they synchronise.
 //!
 //! ```text
@@ -18,3 +18,5 @@ mod rollback;
 mod short_jump;
 mod text;
 mod two_batches;
+mod word;
+mod word_machine;

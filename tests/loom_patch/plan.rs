@@ -57,6 +57,10 @@ pub enum Break {
     SkipFrom(usize),
     /// Mutant: the synchronisations of the second patching thread do nothing.
     SkipOfSecond,
+    /// Mutant: the flush of this number does nothing.
+    SkipFlush(usize),
+    /// Mutant: the store of this number fails, and the flush of the other number does nothing.
+    StoreAndSkipFlush(usize, usize),
     /// Mutant: what is stored at once becomes visible byte by byte.
     Split,
     /// Mutant: a tail is stored only after the head that follows it.
@@ -65,6 +69,67 @@ pub enum Break {
     Overtake,
     /// Mutant: two batches at the same time have one resolver.
     OneResolver,
+}
+
+impl Break {
+    /// Whether the store of this number fails.
+    pub fn fails(self, store: usize) -> bool {
+        match self {
+            Self::Store(number)
+            | Self::StoreAndSkip(number, _)
+            | Self::StoreAndSkipFlush(number, _) => store == number,
+            Self::StoresFrom(number) => store >= number,
+            _ => false,
+        }
+    }
+
+    /// Whether the synchronisation of this number, by the patching thread of that number,
+    /// reaches any core.
+    pub fn synchronises(self, call: usize, thread: usize) -> Result<bool, ToldToFail> {
+        match self {
+            Self::Synchronise(number) if number == call => Err(ToldToFail),
+            Self::SynchronisesFrom(number) if number <= call => Err(ToldToFail),
+            Self::Skip(number) | Self::StoreAndSkip(_, number) => Ok(number != call),
+            Self::SkipFrom(number) => Ok(number > call),
+            Self::SkipOfSecond => Ok(thread != 1),
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether the flush of this number does anything.
+    pub fn flushes(self, call: usize) -> bool {
+        match self {
+            Self::SkipFlush(number) | Self::StoreAndSkipFlush(_, number) => number != call,
+            _ => true,
+        }
+    }
+
+    /// Whether one of the stores is to fail, honestly, and the batch to be taken back.
+    fn fails_a_store(self) -> bool {
+        matches!(self, Self::Store(_) | Self::StoreAndSkip(..) | Self::StoreAndSkipFlush(..))
+    }
+
+    /// Whether `apply` is to succeed.
+    pub fn lands(self) -> bool {
+        !(self.fails_a_store() || matches!(self, Self::Synchronise(_)) || self.sticks())
+    }
+
+    /// Whether the batch can neither land nor be taken back.
+    pub fn sticks(self) -> bool {
+        matches!(self, Self::StoresFrom(_) | Self::SynchronisesFrom(_))
+    }
+
+    /// Checks what `apply` returned.
+    pub fn judge<const N: usize>(self, applied: Result<(), PatchError<ToldToFail, ToldToFail, N>>) {
+        let right = match &applied {
+            Ok(()) => self.lands(),
+            Err(PatchError::Store { .. }) => self.fails_a_store(),
+            Err(PatchError::Synchronise(ToldToFail)) => matches!(self, Self::Synchronise(_)),
+            Err(PatchError::Stuck { .. }) => self.sticks(),
+            Err(_) => false,
+        };
+        assert!(right, "{self:?} ended in {applied:?}");
+    }
 }
 
 /// Which events the executions of a model had, so that a model that shows nothing fails.
@@ -123,35 +188,9 @@ impl Plan {
         }
     }
 
-    /// Whether `apply` is to succeed.
-    pub fn lands(&self) -> bool {
-        use Break::{Store, StoreAndSkip, StoresFrom, Synchronise, SynchronisesFrom};
-        !matches!(
-            self.breaks,
-            Store(_) | StoreAndSkip(..) | StoresFrom(_) | Synchronise(_) | SynchronisesFrom(_)
-        )
-    }
-
     /// How many threads apply batches.
     pub fn threads(&self) -> usize {
         if self.apart { 2 } else { 1 }
-    }
-
-    /// Whether the batch can neither land nor be taken back.
-    pub fn sticks(&self) -> bool {
-        matches!(self.breaks, Break::StoresFrom(_) | Break::SynchronisesFrom(_))
-    }
-
-    /// Checks what `apply` returned.
-    pub fn judge(&self, applied: Result<(), PatchError<ToldToFail, ToldToFail>>) {
-        use Break::{Store, StoreAndSkip, StoresFrom, Synchronise, SynchronisesFrom};
-        let right = match self.breaks {
-            Store(_) | StoreAndSkip(..) => matches!(applied, Err(PatchError::Store { .. })),
-            Synchronise(_) => matches!(applied, Err(PatchError::Synchronise(ToldToFail))),
-            StoresFrom(_) | SynchronisesFrom(_) => matches!(applied, Err(PatchError::Stuck { .. })),
-            _ => applied.is_ok(),
-        };
-        assert!(right, "{:?} ended in {applied:?}", self.breaks);
     }
 
     /// Explores the model: one core applies the batch while the others execute its sites.

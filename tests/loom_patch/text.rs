@@ -45,11 +45,7 @@ impl Memory {
     /// Counts a store, and fails it if that is the plan.
     fn count(&mut self) -> Result<(), ToldToFail> {
         self.stores += 1;
-        let fails = match self.machine.plan.breaks {
-            Break::Store(number) | Break::StoreAndSkip(number, _) => self.stores == number,
-            Break::StoresFrom(number) => self.stores >= number,
-            _ => false,
-        };
+        let fails = self.machine.plan.breaks.fails(self.stores);
         if fails { Err(ToldToFail) } else { Ok(()) }
     }
 
@@ -167,16 +163,9 @@ unsafe impl Cores for Wires {
 
     fn synchronise(&mut self) -> Result<(), ToldToFail> {
         self.calls += 1;
-        match self.machine.plan.breaks {
-            Break::Synchronise(number) if number == self.calls => return Err(ToldToFail),
-            Break::SynchronisesFrom(number) if number <= self.calls => return Err(ToldToFail),
-            Break::Skip(number) | Break::StoreAndSkip(_, number) if number == self.calls => {}
-            Break::SkipFrom(number) if number <= self.calls => {}
-            Break::SkipOfSecond if self.thread == 1 => {}
-            _ => {
-                for core in &self.machine.cores {
-                    drop(core.boundary.lock());
-                }
+        if self.machine.plan.breaks.synchronises(self.calls, self.thread)? {
+            for core in &self.machine.cores {
+                drop(core.boundary.lock());
             }
         }
         Ok(())

@@ -104,7 +104,7 @@ static int load_for_many(struct attachment *attachment, size_t count, enum bpf_p
 }
 
 /* One program and one trampoline for each function. */
-void *bpf_each(const struct functions *functions, int at_exit, uint64_t *load_ns, uint64_t *ns)
+void *bpf_each(const struct functions *functions, uint64_t *load_ns, uint64_t *ns)
 {
 	struct attachment *attachment = begin(functions->count);
 	uint64_t start = now_ns();
@@ -115,8 +115,7 @@ void *bpf_each(const struct functions *functions, int at_exit, uint64_t *load_ns
 			COUNTER(1, attachment->map, 8 * each), COUNT(1), END,
 		};
 		int program = load(insns, sizeof(insns) / sizeof(*insns), BPF_PROG_TYPE_TRACING,
-				   at_exit ? BPF_TRACE_FEXIT : BPF_TRACE_FENTRY,
-				   functions->list[each].btf_id);
+				   BPF_TRACE_FENTRY, functions->list[each].btf_id);
 
 		if (program < 0)
 			die("a program for", functions->list[each].name);
@@ -137,7 +136,7 @@ void *bpf_each(const struct functions *functions, int at_exit, uint64_t *load_ns
 }
 
 static void *many(const struct functions *functions, enum bpf_prog_type type,
-		  enum bpf_attach_type expected, uint32_t flags, uint64_t *load_ns, uint64_t *ns)
+		  enum bpf_attach_type expected, uint64_t *load_ns, uint64_t *ns)
 {
 	struct attachment *attachment = begin(functions->count);
 	uint64_t *entries = calloc(functions->count, sizeof(*entries));
@@ -159,7 +158,6 @@ static void *many(const struct functions *functions, enum bpf_prog_type type,
 	*load_ns = now_ns() - start;
 	attr.link_create.attach_type = expected;
 	if (type == BPF_PROG_TYPE_KPROBE) {
-		attr.link_create.kprobe_multi.flags = flags;
 		attr.link_create.kprobe_multi.cnt = functions->count;
 		attr.link_create.kprobe_multi.addrs = (uintptr_t)entries;
 		attr.link_create.kprobe_multi.cookies = (uintptr_t)cookies;
@@ -181,18 +179,14 @@ static void *many(const struct functions *functions, enum bpf_prog_type type,
 	return attachment;
 }
 
-void *bpf_kprobe_multi(const struct functions *functions, int at_exit, uint64_t *load_ns,
-		       uint64_t *ns)
+void *bpf_kprobe_multi(const struct functions *functions, uint64_t *load_ns, uint64_t *ns)
 {
-	return many(functions, BPF_PROG_TYPE_KPROBE, BPF_TRACE_KPROBE_MULTI,
-		    at_exit ? BPF_F_KPROBE_MULTI_RETURN : 0, load_ns, ns);
+	return many(functions, BPF_PROG_TYPE_KPROBE, BPF_TRACE_KPROBE_MULTI, load_ns, ns);
 }
 
-void *bpf_tracing_multi(const struct functions *functions, int at_exit, uint64_t *load_ns,
-			uint64_t *ns)
+void *bpf_tracing_multi(const struct functions *functions, uint64_t *load_ns, uint64_t *ns)
 {
-	return many(functions, BPF_PROG_TYPE_TRACING,
-		    at_exit ? BPF_TRACE_FEXIT_MULTI : BPF_TRACE_FENTRY_MULTI, 0, load_ns, ns);
+	return many(functions, BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY_MULTI, load_ns, ns);
 }
 
 uint64_t bpf_end(void *handle, size_t position, uint64_t *ns)

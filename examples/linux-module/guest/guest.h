@@ -38,11 +38,9 @@ void keep_known_to_btf(struct functions *functions);
 struct functions choose(size_t count, const char *glob);
 
 /* Ways of attaching, each with its program counting calls of each function. */
-void *bpf_each(const struct functions *functions, int at_exit, uint64_t *load_ns, uint64_t *ns);
-void *bpf_kprobe_multi(const struct functions *functions, int at_exit, uint64_t *load_ns,
-		       uint64_t *ns);
-void *bpf_tracing_multi(const struct functions *functions, int at_exit, uint64_t *load_ns,
-			uint64_t *ns);
+void *bpf_each(const struct functions *functions, uint64_t *load_ns, uint64_t *ns);
+void *bpf_kprobe_multi(const struct functions *functions, uint64_t *load_ns, uint64_t *ns);
+void *bpf_tracing_multi(const struct functions *functions, uint64_t *load_ns, uint64_t *ns);
 /* Ends what one of them began, and gives what it has counted of the function at `position`. */
 uint64_t bpf_end(void *attachment, size_t position, uint64_t *ns);
 

@@ -222,12 +222,12 @@ static size_t position_of_gcd(const struct functions *functions)
 	return each;
 }
 
-typedef void *attach_way(const struct functions *, int, uint64_t *, uint64_t *);
+typedef void *attach_way(const struct functions *, uint64_t *, uint64_t *);
 
 static void by_bpf(attach_way *way, const struct functions *functions, struct costs *costs)
 {
 	long before = free_kb();
-	void *attachment = way(functions, 0, &costs->load_ns, &costs->attach_ns);
+	void *attachment = way(functions, &costs->load_ns, &costs->attach_ns);
 
 	costs->kb = before - free_kb();
 	costs->call_ns = call_cost();
@@ -245,29 +245,55 @@ static const struct {
 	{ "tracing-multi", bpf_tracing_multi },
 };
 
+/* Attaches and detaches once, by the way at `way`. */
+static void once(size_t way, const struct functions *functions, struct costs *costs)
+{
+	if (ways[way].bpf)
+		by_bpf(ways[way].bpf, functions, costs);
+	else if (way)
+		by_module(functions, costs);
+	else
+		costs->call_ns = call_cost();
+	if (way && costs->calls != RUNS * CALLS)
+		printf("guest: error: %s has counted %lu of %d calls\n", ways[way].name,
+		       costs->calls, RUNS * CALLS);
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 static void row(const char *name, const char *path)
 {
 	struct functions functions = read_functions(path);
 	struct costs costs = { 0 };
-	size_t way = 0;
+	uint64_t spent_ns;
+	size_t way = 0, times;
 
 	while (way < sizeof(ways) / sizeof(*ways) && strcmp(ways[way].name, name))
 		way++;
 	if (way == sizeof(ways) / sizeof(*ways))
 		die("there is no way", name);
-	if (ways[way].bpf)
-		by_bpf(ways[way].bpf, &functions, &costs);
-	else if (way == 0)
-		costs.call_ns = call_cost();
-	else
-		by_module(&functions, &costs);
-	if (way && costs.calls != RUNS * CALLS)
-		printf("guest: error: %s has counted %lu of %d calls\n", name, costs.calls,
-		       RUNS * CALLS);
-	printf("row: way=%s functions=%zu load_us=%lu attach_us=%lu detach_us=%lu kb=%ld "
-	       "own_kb=%ld call_ns=%.1f calls=%lu\n", name, way ? functions.count : 0, costs.load_ns / 1000,
-	       costs.attach_ns / 1000, costs.detach_ns / 1000, costs.kb,
-	       costs.own_kb, costs.call_ns, costs.calls);
+	/* Memory is what the first time takes: what it gives back is there for the others. */
+	once(way, &functions, &costs);
+	spent_ns = costs.attach_ns + costs.detach_ns;
+	/* What takes long is not much disturbed by what else the machine does. */
+	for (times = 1; times < 5 && spent_ns < 15000000000; times++) {
+		struct costs again = { 0 };
+
+		once(way, &functions, &again);
+		spent_ns += again.attach_ns + again.detach_ns;
+		costs.load_ns = least(costs.load_ns, again.load_ns);
+		costs.attach_ns = least(costs.attach_ns, again.attach_ns);
+		costs.detach_ns = least(costs.detach_ns, again.detach_ns);
+		if (again.call_ns < costs.call_ns)
+			costs.call_ns = again.call_ns;
+	}
+	printf("row: way=%s functions=%zu times=%zu load_us=%lu attach_us=%lu detach_us=%lu "
+	       "kb=%ld own_kb=%ld call_ns=%.1f calls=%lu\n", name, way ? functions.count : 0,
+	       times, costs.load_ns / 1000, costs.attach_ns / 1000, costs.detach_ns / 1000,
+	       costs.kb, costs.own_kb, costs.call_ns, costs.calls);
 }
 
 int main(int argc, char **argv)

@@ -8,12 +8,8 @@
 struct fentry_tracer;
 
 size_t fentry_size(void);
-struct fentry_start_call {
-	struct fentry_tracer *place;
-	int answer;
-};
-void fentry_start(struct fentry_start_call *call);
-void fentry_end(struct fentry_tracer *tracer);
+int fentry_start(struct fentry_tracer *place);
+int fentry_end(struct fentry_tracer *tracer);
 int fentry_select(struct fentry_tracer *tracer, size_t most);
 int fentry_add(struct fentry_tracer *tracer, u64 site);
 int fentry_attach(struct fentry_tracer *tracer);

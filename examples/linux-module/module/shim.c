@@ -38,10 +38,37 @@ static struct dentry *folder;
 /* How long the last of each took, in nanoseconds. */
 static u64 attach_ns, detach_ns, bench_ns;
 
-static u64 timed(int (*work)(struct fentry_tracer *), u64 *ns)
+/*
+ * The engine makes itself and its images on the stack, for which a kernel stack of 16 KiB is
+ * too small. So it is called on a larger one, by one task at a time.
+ */
+static u8 *stack;
+/* Rust probes the largest frame in a loop, which objtool does not follow. */
+STACK_FRAME_NON_STANDARD(fentry_start);
+#define STACK_SIZE (16 * PAGE_SIZE)
+
+/* What is called there; not on the stack that is left meanwhile. */
+static struct {
+	int (*function)(struct fentry_tracer *tracer);
+	int answer;
+} work;
+
+static void do_work(void)
+{
+	work.answer = work.function(tracer);
+}
+
+static int on_stack(int (*function)(struct fentry_tracer *tracer))
+{
+	work.function = function;
+	call_on_stack((u64 *)(stack + STACK_SIZE) - 2, do_work, ASM_CALL_ARG0);
+	return work.answer;
+}
+
+static int timed(int (*function)(struct fentry_tracer *tracer), u64 *ns)
 {
 	u64 start = ktime_get_ns();
-	int err = work(tracer);
+	int err = on_stack(function);
 
 	*ns = ktime_get_ns() - start;
 	return err;
@@ -221,28 +248,6 @@ static int status_show(struct seq_file *file, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(status);
 
-/*
- * The engine is made by value, and is larger than what a kernel stack has room for. Rust probes
- * so large a frame, which objtool does not follow.
- */
-STACK_FRAME_NON_STANDARD(fentry_start);
-
-static int __init start_on_big_stack(void)
-{
-	const size_t size = 16 * PAGE_SIZE;
-	u8 *stack = kvzalloc(size, GFP_KERNEL);
-	u64 *top = (u64 *)(stack + size) - 1;
-	/* Not on the stack that is left. */
-	static struct fentry_start_call call __initdata;
-
-	if (!stack)
-		return -ENOMEM;
-	call.place = tracer;
-	call_on_stack(top, fentry_start, ASM_CALL_ARG1, , [arg1] "r" (&call));
-	kvfree(stack);
-	return call.answer;
-}
-
 static int __init fentry_module_init(void)
 {
 	int err = fentry_kernel_init();
@@ -250,10 +255,10 @@ static int __init fentry_module_init(void)
 	if (err)
 		return err;
 	tracer = kvzalloc(fentry_size(), GFP_KERNEL);
-	if (!tracer)
-		return -ENOMEM;
-	err = start_on_big_stack();
+	stack = kvzalloc(STACK_SIZE, GFP_KERNEL);
+	err = tracer && stack ? on_stack(fentry_start) : -ENOMEM;
 	if (err) {
+		kvfree(stack);
 		kvfree(tracer);
 		return err;
 	}
@@ -270,7 +275,8 @@ module_init(fentry_module_init);
 static void __exit fentry_module_exit(void)
 {
 	debugfs_remove(folder);
-	fentry_end(tracer);
+	on_stack(fentry_end);
+	kvfree(stack);
 	kvfree(tracer);
 }
 module_exit(fentry_module_exit);

@@ -1,5 +1,6 @@
 //! What the C part of the module calls: `module/shim.c`, with its own declarations of these.
-//! All but [`fentry_size`] are called one at a time, from a task that may sleep.
+//! All but [`fentry_size`] are called one at a time, from a task that may sleep. Those that make,
+//! attach, detach and end have frames of some kilobytes, and want a stack of 64 KiB.
 
 use crate::exits::BUCKETS;
 use crate::kernel::{Errno, Line};
@@ -22,24 +23,15 @@ pub extern "C" fn fentry_size() -> usize {
     size_of::<Tracer>()
 }
 
-/// What [`fentry_start`] is asked, and answers.
-#[derive(Debug)]
-#[repr(C)]
-pub struct StartCall {
-    place: *mut Tracer,
-    answer: i32,
-}
-
-/// Makes a [`Tracer`] at the call's place.
+/// Makes a [`Tracer`] at `place`.
 ///
 /// # Safety
-/// There are [`fentry_size`] bytes at that place, aligned to 16, and nobody else uses them.
-/// The stack has room for several tracers.
+/// There are [`fentry_size`] bytes at `place`, aligned to 16, and nobody else uses them.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn fentry_start(call: &mut StartCall) {
+pub unsafe extern "C" fn fentry_start(place: *mut Tracer) -> i32 {
     let tracer = Tracer::new();
     // SAFETY: the caller's contract.
-    call.answer = answer("start", tracer.map(|tracer| unsafe { call.place.write(tracer) }));
+    answer("start", tracer.map(|tracer| unsafe { place.write(tracer) }))
 }
 
 /// Detaches, and gives everything back.
@@ -47,9 +39,10 @@ pub unsafe extern "C" fn fentry_start(call: &mut StartCall) {
 /// # Safety
 /// `tracer` was [started](fentry_start), and is not used after this.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn fentry_end(tracer: *mut Tracer) {
+pub unsafe extern "C" fn fentry_end(tracer: *mut Tracer) -> i32 {
     // SAFETY: the caller's contract.
-    unsafe { tracer.drop_in_place() }
+    unsafe { tracer.drop_in_place() };
+    0
 }
 
 /// Begins a selection of at most `most` functions.

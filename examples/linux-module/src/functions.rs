@@ -84,8 +84,14 @@ pub fn describe(text: &FtraceText, site: u64) -> Result<FunctionSpec, Refusal> {
     } else {
         return Err(Refusal::NoPadding);
     };
-    let nop = SiteNop::FiveByte;
-    Ok(FunctionSpec { entry: Entry::new(entry), layout, nop, region: Region(0) })
+    Ok(FunctionSpec {
+        entry: Entry::new(entry),
+        layout,
+        nop: SiteNop::FiveByte,
+        region: Region(0),
+        // Programs at the exit are not the engine's here.
+        stack_arguments: None,
+    })
 }
 
 /// What there is to know of the function that is entered at `entry`, to measure it: it was

@@ -159,10 +159,23 @@ impl Tracer {
             cookies: Cookies::Position,
         };
         let mut pokes = selection.pokes()?;
+        let (functions, pokes) = (selection.selected(), pokes.as_mut_slice());
         // SAFETY: `count` is a program, may run anywhere, and stays as long as the module, whose
         // exit detaches; the kernel's text stays, and only ftrace patches sites.
-        let lanes =
-            unsafe { self.engine.attach(selection.selected(), &[program], pokes.as_mut_slice()) }?;
+        let lanes = match unsafe { self.engine.attach(functions, &[program], pokes) } {
+            Ok(lanes) => lanes,
+            Err(error) => {
+                // A core may have entered the image, and slots may have been written.
+                // SAFETY: it may sleep, as the caller may; when it returns, every task has been
+                // seen outside of the image, and the text stays.
+                unsafe {
+                    kernel::fentry_kernel_quiesce();
+                    self.engine.quiesced();
+                    self.engine.vacate(functions, pokes)?;
+                }
+                return Err(error.into());
+            }
+        };
         self.attached = Some(Attached::Count(lanes));
         Ok(())
     }

@@ -16,7 +16,8 @@ use core::convert::Infallible;
 use embedder::{Array, Bare, fake_parts};
 use fentry::addr::Entry;
 use fentry::attach::{
-    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, ProgramKind, Region, SiteNop,
+    AttachError, Attachment, Cookies, Engine, FunctionId, FunctionSpec, ProgramKind, Region,
+    SiteNop,
 };
 use fentry::emit::x86_64::EntryBody;
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
@@ -143,7 +144,9 @@ fn attach_and_detach() -> Result<(), Failure> {
             entry: entry(number),
             layout: IBT,
             nop: SiteNop::FiveByte,
-            region: Region(0), stack_arguments: None };
+            region: Region(0),
+            stack_arguments: None,
+        };
         *id = Some(engine.register(&spec).map_err(|_| Failure::EngineNew)?);
     }
     let [Some(a), .., Some(b)] = ids else { return Err(Failure::EngineNew) };
@@ -200,7 +203,13 @@ fn thunked(engine: &mut Engine<Bare>) -> Result<(), Failure> {
     // The site of this one is where the plain functions of this text have theirs.
     let entry = Entry::new(IBT.site(entry(5)).get());
     let layout = PLAIN_UNPADDED;
-    let spec = FunctionSpec { entry, layout, nop: SiteNop::FiveByte, region: Region(0), stack_arguments: None };
+    let spec = FunctionSpec {
+        entry,
+        layout,
+        nop: SiteNop::FiveByte,
+        region: Region(0),
+        stack_arguments: None,
+    };
     let id = engine.register(&spec).map_err(|_| Failure::Thunk)?;
     let mut pokes = [Poke::EMPTY; 2];
     ensure(engine.pokes_needed(&[id]) == 2, Failure::Thunk)?;

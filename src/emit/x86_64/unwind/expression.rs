@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 use core::ops::RangeInclusive;
 
-use super::table::RETURN_ADDRESS;
+use super::register::RETURN_ADDRESS;
 use crate::emit::ExitContext;
 use crate::emit::x86_64::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
 

@@ -2,7 +2,8 @@
 //! as in any function with a frame pointer.
 
 use super::expression::Expression;
-use super::table::{RBP, RBX, RSP, Rows, UnwindTable};
+use super::register::{RBP, RBX, RSP};
+use super::table::{Rows, UnwindTable};
 use super::{Marks, SLOT, hooked_function};
 use crate::emit::x86_64::exit_thunk::{EXIT_THUNK_SIZE, FRAMED};
 

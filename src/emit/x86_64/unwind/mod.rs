@@ -23,6 +23,7 @@
 
 mod expression;
 mod frame;
+mod register;
 mod side_stack;
 mod table;
 
@@ -34,8 +35,8 @@ use super::leave::Part;
 use crate::emit::ExitContext;
 use expression::Expression;
 pub use expression::SideStackList;
+use register::{RBP, RBX, RSP};
 pub use table::UnwindTable;
-use table::{RBP, RBX, RSP};
 
 /// Bytes from the slot of the return address to the value of `rsp` in the caller.
 const SLOT: u8 = 8;

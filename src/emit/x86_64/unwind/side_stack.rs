@@ -1,7 +1,8 @@
 //! Side-stack bodies and their thunks.
 
 use super::expression::{Expression, SideStackList};
-use super::table::{RBP, RBX, RSP, Rows, UnwindTable};
+use super::register::{RBP, RBX, RSP};
+use super::table::{Rows, UnwindTable};
 use super::{Marks, SLOT, hooked_function};
 use crate::emit::x86_64::exit_thunk::{EXIT_THUNK_SIZE, MOVED};
 use crate::emit::x86_64::side_stack::SLOT_ABOVE;

@@ -3,15 +3,10 @@
 use core::ops::Range;
 
 use super::expression::Expression;
+use super::register::{RBP, RETURN_ADDRESS, RSP};
 
 /// Bytes of the longest table.
 const MAX: usize = 1024;
-
-/// Numbers of registers (psABI 3.6.2).
-pub(super) const RBX: u8 = 3;
-pub(super) const RBP: u8 = 6;
-pub(super) const RSP: u8 = 7;
-pub(super) const RETURN_ADDRESS: u8 = 16;
 
 /// `DW_CFA` instructions. The last three have an operand in the low six bits.
 const ADVANCE4: u8 = 0x04;

@@ -198,6 +198,17 @@ pub(crate) fn build() {
     unsafe { alias(images.start).write_bytes(0xcc, (images.end - images.start) as usize) };
 }
 
+/// Makes this processor forget where addresses lead, and look again.
+///
+/// For QEMU, which notes there, too, that a page holds no translated code and may be stored to
+/// without a look: it does so without a lock, just when another of its threads may be translating
+/// code of that page (`notdirty_write` and `tlb_protect_code`, accel/tcg/cputlb.c, QEMU 10.0). Code
+/// would be changed from then on, and old translations of it run on.
+pub fn look_again() {
+    // SAFETY: the same tables again.
+    unsafe { asm!("mov {root}, cr3", "mov cr3, {root}", root = out(reg) _, options(nostack)) };
+}
+
 /// Changes to what [`build`] has built.
 ///
 /// # Safety

@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 
 use crate::console::power_off;
 use crate::descriptors::{BREAKPOINT_STACK, CODE, FAULT_STACK, TableRegister};
-use crate::paging::Range;
+use crate::paging::{KERNEL, Range};
 use crate::println;
 
 global_asm!(include_str!("traps.s"));
@@ -41,6 +41,12 @@ pub struct Interrupted {
     ss: u64,
 }
 
+/// The names of the registers, as they are on the stack.
+const REGISTERS: [&str; 15] = [
+    "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx",
+    "rax",
+];
+
 impl Interrupted {
     /// Whether the next instruction is in `range`.
     pub fn is_in(&self, range: &Range) -> bool {
@@ -56,6 +62,14 @@ impl Interrupted {
         unsafe { slot.write(word) };
     }
 
+    /// The word at the stack pointer; `None` where no stack of the kernel's can be.
+    pub fn pushed(&self) -> Option<u64> {
+        let stack = core::ptr::with_exposed_provenance::<u64>(self.rsp as usize);
+        let is_stack = self.rsp >= KERNEL && stack.is_aligned();
+        // SAFETY: what runs in the kernel has its stack pointer in a stack, which is mapped.
+        is_stack.then(|| unsafe { stack.read_volatile() })
+    }
+
     /// What is in `rdi`.
     pub const fn first_argument(&self) -> u64 {
         let [_, _, _, _, _, _, _, _, rdi, ..] = self.registers;
@@ -65,6 +79,10 @@ impl Interrupted {
     /// Ends everything: nobody expected this trap.
     pub fn unexpected(&self) -> ! {
         let Self { vector, error, rip, rsp, .. } = self;
+        // The registers first, so that the last line says what happened.
+        for (name, value) in REGISTERS.iter().zip(&self.registers) {
+            println!("{name} {value:#x}");
+        }
         println!("unexpected trap: vector={vector} error={error:#x} rip={rip:#x} rsp={rsp:#x}");
         power_off()
     }

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use fentry::patch::Cores;
 use machine::traps::SYNCHRONISE;
-use machine::{PROCESSORS, apic, cpu};
+use machine::{PROCESSORS, apic, cpu, paging};
 
 /// How often processors have synchronised because they were asked to.
 static ANSWERS: AtomicU64 = AtomicU64::new(0);
@@ -37,6 +37,7 @@ unsafe impl Cores for Processors {
         let all = ANSWERS.load(Ordering::Acquire) + self.others;
         apic::interrupt_others(SYNCHRONISE as u8);
         cpu::cpuid(0, 0);
+        paging::look_again();
         while ANSWERS.load(Ordering::Acquire) < all {
             spin_loop();
         }

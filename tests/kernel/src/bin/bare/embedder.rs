@@ -175,12 +175,14 @@ unsafe impl ImageMemory for Images {
     }
 
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Refused> {
+        paging::look_again();
         // SAFETY: in memory from `allocate` (contract), which is mapped there.
         unsafe { paging::alias(address).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
         Ok(())
     }
 
     unsafe fn free(&mut self, address: u64, size: usize) {
+        paging::look_again();
         // SAFETY: as in `write`.
         unsafe { paging::alias(address).write_bytes(0xcc, size) };
         if let Some(taken) = self.place(address) {

@@ -16,7 +16,7 @@ mod workers;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use fentry::patch::{Resume, TrapResolver};
+use fentry::patch::{Resume, SITE_LEN, TrapResolver};
 use machine::console::power_off;
 use machine::traps::{BREAKPOINT, Interrupted, SYNCHRONISE};
 use machine::{apic, paging, println};
@@ -73,9 +73,24 @@ fn breakpoint(interrupted: &mut Interrupted) {
         }
         // One is expected: see `main`.
         Resume::NotOurs if FOREIGN.load(Ordering::Relaxed) == 0 => &FOREIGN,
-        _ => interrupted.unexpected(),
+        _ => {
+            print_caller(interrupted);
+            interrupted.unexpected()
+        }
     };
     count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Prints what memory holds where an image that is gone seems to have been called from. If that
+/// is no call, the emulator has executed what was there before.
+fn print_caller(interrupted: &Interrupted) {
+    let Some(back) = interrupted.pushed().filter(|back| paging::hookable().contains(back)) else {
+        return;
+    };
+    let site = back.wrapping_sub(SITE_LEN as u64);
+    // SAFETY: in the functions that may be hooked, all of which are mapped there.
+    let bytes = unsafe { paging::alias(site).cast::<[u8; SITE_LEN]>().read_volatile() };
+    println!("called from {site:#x}, where memory holds {bytes:02x?}");
 }
 
 /// Makes QEMU translate the instruction at `site` anew. A processor has nothing to forget here.
