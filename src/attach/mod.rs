@@ -25,7 +25,7 @@
 //!
 //! **Retiring.** Detaching changes patch sites, and no new call runs the programs once it has
 //! returned. Threads may still be inside the image or a program, so images, programs' data and
-//! lanes stay as they are until the embedder says, with [`Engine::quiesced`], that every
+//! lanes stay as they are until the embedder says, in [`Engine::retire`], that every
 //! thread has been seen outside.
 
 mod describe;
@@ -42,6 +42,7 @@ mod lanes;
 mod leads;
 mod plan;
 mod prepare;
+mod quiesce;
 mod retire;
 mod set;
 mod slots;
@@ -52,6 +53,7 @@ pub use edit::{Attachment, Cookies, Lanes, ProgramKind};
 pub use engine::Engine;
 pub use error::AttachError;
 pub use function::{FunctionId, FunctionSpec, Region, SiteNop};
+pub use quiesce::Quiesce;
 pub use set::MAX_PROGRAMS;
 
 pub(crate) use edit::Edit;

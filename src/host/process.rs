@@ -91,6 +91,7 @@ impl Process {
             return Ok(process);
         }
         let mut state = State::new(protocol)?;
+        state.called_from = threads::stack_pointer();
         state.refresh()?;
         let process = PROCESS.get_or_init(|| Self { shared: Shared::new(state), protocol });
         fork::watch(&process.shared)?;

@@ -156,6 +156,7 @@ impl Shared {
     /// Does something under the lock, and drops without it what may be dropped by then.
     pub fn locked<T>(&self, work: impl FnOnce(&mut State) -> T) -> Result<T, Unavailable> {
         let mut state = self.lock()?;
+        state.called_from = threads::stack_pointer();
         let result = work(&mut state);
         self.retirements.store(state.retirements, Ordering::Release);
         let catalogue = Arc::clone(&state.catalogue);

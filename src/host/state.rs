@@ -54,6 +54,8 @@ pub(super) struct State {
     /// How many of those may be dropped, or have been.
     pub gone: u64,
     deaf: Deaf,
+    /// Where the stack of the thread that has the lock ended when it was called.
+    pub called_from: u64,
     /// What is emitted, for a child that is being forked.
     copies: Vec<Vec<u8>>,
 }
@@ -94,6 +96,7 @@ impl State {
             retirements: 0,
             gone: 0,
             deaf: Deaf::default(),
+            called_from: 0,
             copies: Vec::new(),
         })
     }
@@ -266,11 +269,14 @@ impl State {
     }
 
     /// Makes these functions' patch sites one instruction each.
+    // By itself, so that nothing of it is left on the stack above `called_from`.
+    #[inline(never)]
     fn prepare(&mut self, functions: &[FunctionId]) -> Result<(), attach::AttachError<HostError>> {
         let mut pokes = std::vec![Poke::EMPTY; functions.len()];
+        let called_from = self.called_from;
         // SAFETY: the functions are as they were found, and their modules are loaded; `settle`
         // looks at every thread.
-        unsafe { self.engine.prepare(functions, &mut pokes, settle) }
+        unsafe { self.engine.prepare(functions, &mut pokes, |sites| settle(called_from, sites)) }
     }
 
     /// Runs one of the engine's operations, making room for it and preparing sites if that is
@@ -389,7 +395,7 @@ fn own_functions(module: &Module) -> Vec<u32> {
 
 /// Sees to it that no thread is between two of the nops that stood at these sites, by moving
 /// those that are to the end of the site.
-fn settle(pokes: &[Poke]) -> Result<(), HostError> {
+fn settle(called_from: u64, pokes: &[Poke]) -> Result<(), HostError> {
     let sites: Vec<_> = pokes
         .iter()
         .map(|poke| {
@@ -397,7 +403,7 @@ fn settle(pokes: &[Poke]) -> Result<(), HostError> {
             start..start.saturating_add(poke.old.len() as u64)
         })
         .collect();
-    threads::inspect(&sites, |seen| match (&seen.inside, seen.instruction) {
+    threads::inspect_callers(called_from, &sites, |seen| match (&seen.inside, seen.instruction) {
         _ if seen.on_stack.is_some() || seen.alternate_stack => Verdict::REFUSE,
         (Some(site), Some(at)) if at != site.start => {
             // SAFETY: what is left of the site are nops, which change nothing.

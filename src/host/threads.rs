@@ -212,6 +212,26 @@ pub(super) fn stack_pointer() -> u64 {
 pub fn inspect_then<R>(
     watched: &[Range<u64>],
     judge: impl Fn(&Seen) -> Verdict,
+    act: impl FnMut() -> R,
+) -> Result<(Summary, R), ThreadsError> {
+    inspect_from(0, watched, judge, act)
+}
+
+/// As [`inspect`], with only a part of the calling thread's own stack looked at: from the
+/// address `own_from` on, which is where a caller of this library had it. Below are frames of
+/// this library, which hold addresses of patch sites without returning to them.
+pub(super) fn inspect_callers(
+    own_from: u64,
+    watched: &[Range<u64>],
+    judge: impl Fn(&Seen) -> Verdict,
+) -> Result<Summary, ThreadsError> {
+    inspect_from(own_from, watched, judge, || ()).map(|(summary, ())| summary)
+}
+
+fn inspect_from<R>(
+    own_from: u64,
+    watched: &[Range<u64>],
+    judge: impl Fn(&Seen) -> Verdict,
     mut act: impl FnMut() -> R,
 ) -> Result<(Summary, R), ThreadsError> {
     for pair in watched.windows(2) {
@@ -226,6 +246,7 @@ pub fn inspect_then<R>(
     if count == 1 {
         // Nobody is left who could start another thread.
         let mut own = [Known::own()];
+        own[0].look_from(own_from);
         let summary = judge_all(&mut own, None, watched, &judge)?;
         return Ok((summary, act()));
     }
@@ -240,6 +261,7 @@ pub fn inspect_then<R>(
             .map_err(|errno| ThreadsError::Signal { tid: own_tid(), errno })?;
         let error = match gather(&hold, &mut known, Instant::now() + patience)? {
             Gathered::All => {
+                known.iter_mut().for_each(|thread| thread.look_from(own_from));
                 let summary = judge_all(&mut known, Some(&hold), watched, &judge)?;
                 for (index, thread) in known.iter().enumerate() {
                     if let (Decision::Move(to), Some(slot)) = (thread.decision, hold.slot(index)) {

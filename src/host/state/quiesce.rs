@@ -6,8 +6,9 @@ use std::time::Instant;
 use std::vec::Vec;
 
 use super::{Retired, State, while_loaded};
+use crate::attach::Quiesce;
 use crate::host::error::SynchronizeError;
-use crate::host::threads::Survey;
+use crate::host::threads::{Deaf, Survey};
 use crate::patch::Poke;
 
 impl State {
@@ -21,22 +22,17 @@ impl State {
         // it goes.
         let _ = while_loaded(|loaded| self.drop_unloaded(loaded));
         let unloaded = self.unloaded.len();
-        let watched = self.watched();
-        if !watched.is_empty() {
-            let deadline = Instant::now() + patience;
-            let failed = SynchronizeError::Threads;
-            let deaf = core::mem::take(&mut self.deaf);
-            let mut survey = Survey::begin(deaf).map_err(failed)?;
-            let inside = survey.look(own_from, &watched, deadline);
-            self.deaf = survey.end();
-            if let Some(tid) = inside.map_err(failed)? {
-                return Err(SynchronizeError::Inside { tid });
-            }
-        }
-        // SAFETY: after the last detach, under the lock that is still held, every thread has
-        // been seen outside of all images that functions have stopped leading to, and without a
-        // return address there: so it is in none of their programs either.
-        unsafe { self.engine.quiesced() };
+        let gone = |region| self.unloaded.iter().any(|known| known.region == region);
+        let mut looking = Looking {
+            unloaded: self.engine.parts().images.ranges(|region, _| gone(region)),
+            own_from,
+            deadline: Instant::now() + patience,
+            deaf: core::mem::take(&mut self.deaf),
+        };
+        // Under the lock that is still held: nothing is attached or detached meanwhile.
+        let retired = self.engine.retire(&mut looking);
+        self.deaf = looking.deaf;
+        retired?;
         // Text of modules that were unloaded is not written to, nor is that of others while it
         // may be unloaded; if they cannot be listed, none.
         let _ = while_loaded(|loaded| {
@@ -56,25 +52,52 @@ impl State {
         self.gone = self.retirements;
         Ok(())
     }
+}
 
-    /// Where no thread may be for what was detached or unloaded to go, sorted: the code that was
-    /// left, and all of the memory of modules that were unloaded. A thread in a program that is
-    /// attached, or in a function that has programs at its exit, is in nobody's way.
-    fn watched(&self) -> Vec<Range<u64>> {
-        let unloaded = |region| self.unloaded.iter().any(|known| known.region == region);
-        let mut watched = self.engine.parts().images.ranges(|region, _| unloaded(region));
-        // An address on a stack counts if it is strictly inside, and a handler of a signal that
-        // came before the first instruction of an image returns to its very start.
-        let left = self.engine.code_left();
-        watched.extend(left.map(|code| code.start.saturating_sub(1)..code.end));
-        watched.sort_unstable_by_key(|range| range.start);
-        watched.dedup_by(|next, before| {
-            let joined = next.start <= before.end;
-            if joined {
-                before.end = before.end.max(next.end);
-            }
-            joined
-        });
-        watched
+/// Looks at every thread of this process.
+struct Looking {
+    /// Memory of modules that were unloaded: none of it may be used any more.
+    unloaded: Vec<Range<u64>>,
+    own_from: u64,
+    deadline: Instant,
+    deaf: Deaf,
+}
+
+// SAFETY: a survey gives no thread only when every thread has been seen outside of the ranges
+// that are watched, and without an address there on its stack that it may return to.
+unsafe impl Quiesce for Looking {
+    type Error = SynchronizeError;
+
+    fn wait(&mut self, code: &mut dyn Iterator<Item = Range<u64>>) -> Result<(), SynchronizeError> {
+        let watched = watched(&self.unloaded, code);
+        if watched.is_empty() {
+            return Ok(());
+        }
+        let failed = SynchronizeError::Threads;
+        let mut survey = Survey::begin(core::mem::take(&mut self.deaf)).map_err(failed)?;
+        let inside = survey.look(self.own_from, &watched, self.deadline);
+        self.deaf = survey.end();
+        match inside.map_err(failed)? {
+            Some(tid) => Err(SynchronizeError::Inside { tid }),
+            None => Ok(()),
+        }
     }
+}
+
+/// Where no thread may be for what was detached or unloaded to go, sorted. A thread in a program
+/// that is attached, or in a function that has programs at its exit, is in nobody's way.
+fn watched(unloaded: &[Range<u64>], code: &mut dyn Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut watched = unloaded.to_vec();
+    // An address on a stack counts if it is strictly inside, and a handler of a signal that came
+    // before the first instruction of an image returns to its very start.
+    watched.extend(code.map(|code| code.start.saturating_sub(1)..code.end));
+    watched.sort_unstable_by_key(|range| range.start);
+    watched.dedup_by(|next, before| {
+        let joined = next.start <= before.end;
+        if joined {
+            before.end = before.end.max(next.end);
+        }
+        joined
+    });
+    watched
 }

@@ -60,6 +60,13 @@ impl Known {
     pub(super) fn own() -> Self {
         Self { stack_pointer: stack_pointer(), ..Self::new(own_tid(), Standing::Own) }
     }
+
+    /// Of the calling thread's stack, leaves out what is below this address.
+    pub(super) fn look_from(&mut self, own_from: u64) {
+        if self.standing == Standing::Own {
+            self.stack_pointer = self.stack_pointer.max(own_from);
+        }
+    }
 }
 
 pub(super) fn own_tid() -> i32 {
