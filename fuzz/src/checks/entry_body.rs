@@ -178,8 +178,8 @@ impl Case {
             };
             assert_eq!(target, program.target);
             if through_register {
-                // A direct call would have ended here, behind no `mov rax, imm64`.
-                let direct = from.wrapping_sub(12).wrapping_add(5);
+                // A direct call would have ended here, behind no `mov r11, imm64`.
+                let direct = from.wrapping_sub(13).wrapping_add(5);
                 let distance = target.wrapping_sub(direct).cast_signed();
                 assert!(i32::try_from(distance).is_err(), "{target:#x} could be called directly");
             }

@@ -8,7 +8,7 @@ const STACK: u64 = 64 << 10;
 /// More instructions than any body has.
 const PATIENCE: usize = 4096;
 
-const RAX: usize = 0;
+const R11: usize = 11;
 const RSP: usize = 4;
 
 /// Why the machine stopped.
@@ -203,8 +203,8 @@ impl<'a> Machine<'a> {
                 return Some(Stop::Call { target, from: next, through_register: false });
             }
             Code::Call_rm64 if to != Register::None => {
-                assert_eq!(to.number(), RAX, "a call through another register than rax");
-                let target = self.regs[RAX];
+                assert_eq!(to.number(), R11, "a call through another register than r11");
+                let target = self.regs[R11];
                 return Some(Stop::Call { target, from: next, through_register: true });
             }
             Code::Retnq => {
