@@ -1,12 +1,12 @@
 //! The frame of a call, and the programs that run on it before and after the function.
 
 use super::branch::Hardening;
-use super::entry::{
+use super::calls::{
     VECTOR_ARGUMENTS, align_stack, call_program, forget_return_address, restore_vectors,
-    save_vectors,
+    save_vectors, session,
 };
 use crate::emit::context::state;
-use crate::emit::{CookiePlace, ExitContext, ProgramCall, Stride, Vectors};
+use crate::emit::{CookiePlace, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, Scale, add_imm, add_reg, and_imm, jcc, mov_imm64, mov_load32, mov_load64,
     mov_store_imm64, mov_store32, mov_store64, test_reg,
@@ -26,11 +26,6 @@ pub(super) const ARGUMENTS: [Reg; 6] = [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, 
 
 /// Vector registers that hold return values: `xmm0` and `xmm1` (psABI 3.2.3).
 const VECTOR_RESULTS: u8 = 2;
-
-/// The place of a session word of the frame at `rbx`.
-pub(super) const fn session(number: u8) -> Mem {
-    Mem::at(Reg::Rbx, core::mem::offset_of!(ExitContext, sessions) as i32 + 8 * number as i32)
-}
 
 /// Where the frame at `rbx` has the argument with this number.
 pub(super) const fn argument_place(number: i32) -> Mem {

@@ -4,10 +4,11 @@ use core::mem::offset_of;
 
 use super::branch::Hardening;
 use super::call_frame::{clear_sessions, frame, run_exits};
-use super::entry::{
-    CALLER, CONTEXT, FUNCTION, INDEX, SAVED, VECTOR_ARGUMENTS, align_stack, call_program,
-    forget_return_address, restore_vectors, save, save_vectors, show_vectors,
+use super::calls::{
+    VECTOR_ARGUMENTS, align_stack, call_program, forget_return_address, restore_vectors,
+    save_vectors,
 };
+use super::entry::{CALLER, CONTEXT, FUNCTION, INDEX, SAVED, save, show_vectors};
 use super::leave::align;
 use super::side_stack::FRAME_SIZE;
 use crate::addr::{Entry, Origin};

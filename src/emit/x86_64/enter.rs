@@ -4,7 +4,7 @@ use super::branch::Hardening;
 use super::call_frame::{
     ARGUMENTS, argument_place, clear_sessions, frame, free_frame, load_function, run_entries,
 };
-use super::entry::{
+use super::calls::{
     VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
 };
 use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};

@@ -4,7 +4,7 @@ use super::branch::Hardening;
 use super::call_frame::{
     ARGUMENTS, argument_place, clear_sessions, frame, load_function, run_entries, run_exits,
 };
-use super::entry::forget_return_address;
+use super::calls::forget_return_address;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;

@@ -15,6 +15,7 @@ mod branch;
 mod call_frame;
 mod call_table;
 mod called;
+mod calls;
 mod check;
 mod dispatch;
 mod enter;
