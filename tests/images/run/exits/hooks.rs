@@ -4,7 +4,7 @@
 use core::alloc::Layout;
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
-use std::alloc::alloc;
+use std::alloc::alloc_zeroed;
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
@@ -54,8 +54,8 @@ pub fn give_side_stack(depth: u32) -> &'static SideStack {
     let bytes = SideStack::size_for(depth);
     let layout = Layout::from_size_align(bytes, 16).expect("16 is a power of two");
     // SAFETY: not empty.
-    let memory = NonNull::new(unsafe { alloc(layout) }).expect("there is memory");
-    // SAFETY: new memory of that size, which is never freed.
+    let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).expect("there is memory");
+    // SAFETY: new memory of that size, zeroed, which is never freed.
     let side_stack = unsafe { SideStack::init(memory, bytes) }.expect("aligned and large enough");
     SIDE_STACK.set(side_stack.as_ptr());
     // SAFETY: never freed; Rust code only reads it.
