@@ -76,8 +76,11 @@ pub struct Program {
     vectors: Option<Vectors>,
     cookies: Cookies,
     recursion: Recursion,
-    /// `None` for what replaces a function, which is called by nobody but its callers.
+    /// `None` for a function that emitted code calls, or that replaces another: it is never
+    /// dropped.
     code: Option<Arc<dyn Code>>,
+    /// A function that emitted code calls.
+    function: Option<extern "C" fn(&mut Context, u64)>,
     /// What emitted code that runs it is named after.
     pub(super) name: Option<&'static str>,
 }
@@ -110,7 +113,16 @@ impl Program {
     /// A function that runs at the entry, and is never dropped. If it is part of a library, the
     /// library must stay.
     pub fn from_fn(program: extern "C" fn(&mut Context, u64)) -> Self {
-        Self::new(move |context, cookie| program(context, cookie))
+        Self {
+            target: program as *const () as u64,
+            kind: ProgramKind::Entry,
+            vectors: None,
+            cookies: Cookies::Same(0),
+            recursion: Recursion::Run,
+            code: None,
+            function: Some(program),
+            name: None,
+        }
     }
 
     /// A closure that runs at the exit, when the function returns.
@@ -167,6 +179,7 @@ impl Program {
             cookies: Cookies::Same(0),
             recursion: Recursion::Run,
             code: None,
+            function: None,
             name: None,
         }
     }
@@ -182,6 +195,7 @@ impl Program {
             cookies,
             recursion: Recursion::Run,
             code: Some(code),
+            function: None,
             name: Some(core::any::type_name::<F>()),
         }
     }
@@ -196,6 +210,12 @@ impl Program {
     /// to all clones of this program.
     pub fn recursion(mut self, recursion: Recursion) -> Self {
         self.recursion = recursion;
+        if recursion == Recursion::Skip
+            && let Some(function) = self.function.take()
+        {
+            let skipping = Self::new(move |context, cookie| function(context, cookie));
+            (self.target, self.code) = (skipping.target, skipping.code);
+        }
         if let Some(code) = &self.code {
             code.set_skip(recursion == Recursion::Skip);
         }
