@@ -6,13 +6,12 @@
 //! for some microseconds; it gets no signal.
 
 use core::ffi::{c_int, c_void};
-use core::ops::{ControlFlow, Range};
 use core::ptr::null_mut;
 use std::vec::Vec;
 
 use rustix::io::Errno;
 
-use super::stacks::{Outside, Stacks, for_each_word};
+use super::signal::Question;
 
 /// What the helper found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +30,7 @@ pub(super) enum Finding {
 /// What the helper is to do.
 struct Task<'a> {
     tid: i32,
-    watched: &'a [Range<u64>],
-    stacks: &'a Stacks,
+    question: &'a Question,
     finding: Finding,
 }
 
@@ -42,8 +40,8 @@ const STACK: usize = 64 << 10;
 const TRIES: usize = 400;
 
 /// Looks at thread `tid` of this process, which is not the calling one.
-pub(super) fn look(tid: i32, watched: &[Range<u64>], stacks: &Stacks) -> Finding {
-    let mut task = Task { tid, watched, stacks, finding: Finding::Late };
+pub(super) fn look(tid: i32, question: &Question) -> Finding {
+    let mut task = Task { tid, question, finding: Finding::Late };
     let mut stack: Vec<u128> = std::vec![0; STACK / size_of::<u128>()];
     let flags = libc::CLONE_VM | libc::CLONE_VFORK;
     // SAFETY: the helper has a stack of its own, and shares everything else with the calling
@@ -86,17 +84,8 @@ fn trace(task: &Task<'_>) -> Result<Finding, Errno> {
     // SAFETY: all zero bytes are a valid value, which is integers.
     let mut registers: libc::user_regs_struct = unsafe { core::mem::zeroed() };
     request(libc::PTRACE_GETREGS, task.tid, (&raw mut registers).cast())?;
-    let outside = task.stacks.above(registers.rsp).is_some_and(|stack| {
-        let mut seen = Outside::new(task.watched, registers.rip, &stack);
-        // SAFETY: the stack of a thread that stands still.
-        unsafe {
-            for_each_word(&stack, |_, word| {
-                seen.word(word);
-                if seen.outside { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
-        }
-        seen.outside
-    });
+    // What cannot be read now is looked at again.
+    let outside = task.question.is_outside(registers.rip, registers.rsp) == Ok(true);
     // A signal that stopped it instead is handed on; the stop that was asked for is none.
     let asked = status >> 16 == libc::PTRACE_EVENT_STOP;
     let signal = if asked { 0 } else { libc::WSTOPSIG(status) };

@@ -32,7 +32,7 @@ use rustix::thread::futex;
 use rustix::thread::futex::Timespec;
 
 use super::list::Status;
-use super::stacks::{self, Stacks};
+use super::stacks::{Outside, OwnMemory, Stacks};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 static ENTERED: AtomicU32 = AtomicU32::new(0);
@@ -93,18 +93,25 @@ pub(super) struct Shared {
 pub(super) struct Question {
     pub(super) watched: Arc<[Range<u64>]>,
     pub(super) stacks: Arc<Stacks>,
+    pub(super) memory: Arc<OwnMemory>,
 }
 
 impl Question {
-    /// Whether the calling thread, which was interrupted there, is outside.
+    /// Whether nothing says that a thread which does not move is inside, or will return there: it
+    /// goes on at `instruction`, with its stack at `pointer`. Done by system calls only, so that
+    /// a signal handler may ask, and a helper that shares this memory.
     ///
-    /// # Safety
-    /// It was interrupted on the stack that `pointer` is in.
-    unsafe fn is_outside(&self, instruction: u64, pointer: u64) -> bool {
-        let Some(stack) = self.stacks.above(pointer) else { return false };
-        stacks::containing(&self.watched, instruction).is_none()
-            // SAFETY: its own stack, and it is here.
-            && unsafe { stacks::scan(&stack, &self.watched) }.is_none()
+    /// What was a stack when the mappings were read may be none any more: a thread that has just
+    /// been started makes memory beside its stack, which the kernel takes for one mapping with
+    /// it, and protects a part of that later.
+    ///
+    /// # Errors
+    /// What was a stack cannot be read.
+    pub(super) fn is_outside(&self, instruction: u64, pointer: u64) -> Result<bool, Errno> {
+        let stack = self.stacks.above(pointer).ok_or(Errno::FAULT)?;
+        let mut seen = Outside::new(&self.watched, instruction, &stack);
+        self.memory.words(stack, |word| seen.word(word))?;
+        Ok(seen.outside)
     }
 }
 
@@ -343,8 +350,8 @@ unsafe fn answer(info: *const libc::siginfo_t, context: *mut libc::ucontext_t) {
     slot.stack.store(stack, Ordering::Relaxed);
     slot.alternate.store(u32::from(on_alternate), Ordering::Relaxed);
     let instruction = slot.instruction.load(Ordering::Relaxed);
-    // SAFETY: this is the thread, and that is its stack.
-    let is_outside = |survey: &Question| unsafe { survey.is_outside(instruction, stack) };
+    // What cannot be read now is looked at again.
+    let is_outside = |survey: &Question| survey.is_outside(instruction, stack) == Ok(true);
     let outside = !on_alternate && shared.survey.as_ref().is_some_and(is_outside);
     slot.state.store(if outside { OUTSIDE } else { ANSWERED }, Ordering::Release);
     shared.answered.fetch_add(1, Ordering::Release);

@@ -1,6 +1,6 @@
 //! Stacks: which memory they are in, and what is found there.
 
-use core::ops::{ControlFlow, Range};
+use core::ops::Range;
 use std::vec::Vec;
 
 use rustix::fd::OwnedFd;
@@ -76,48 +76,27 @@ fn pointed_into(watched: &[Range<u64>], value: u64) -> Option<&Range<u64>> {
 /// The first word of `stack` that points strictly inside a watched range.
 ///
 /// # Safety
-/// As [`for_each_word`].
+/// The stack is readable, and stays so: no thread goes on meanwhile that could change mappings.
 pub(super) unsafe fn scan(stack: &Range<u64>, watched: &[Range<u64>]) -> Option<StackWord> {
-    let mut found = None;
-    // SAFETY: the contract is handed on.
-    unsafe {
-        for_each_word(stack, |at, value| match pointed_into(watched, value) {
-            Some(range) => {
-                found = Some(StackWord { at, value, range: range.clone() });
-                ControlFlow::Break(())
-            }
-            None => ControlFlow::Continue(()),
-        });
-    }
-    found
-}
-
-/// Calls `visit` with each word of `stack` and where it is, upwards, until it breaks.
-///
-/// # Safety
-/// The stack is readable, and stays so: it is that of a thread which cannot unmap it meanwhile.
-pub(super) unsafe fn for_each_word(
-    stack: &Range<u64>,
-    mut visit: impl FnMut(u64, u64) -> ControlFlow<()>,
-) {
     let mut at = stack.start.next_multiple_of(8);
     while at < stack.end {
-        let word: u64;
+        let value: u64;
         // SAFETY: loads an aligned word of the stack. In assembly, because it is no value of
         // Rust's: it may be uninitialised, or where a sanitizer has nobody read.
         unsafe {
             core::arch::asm!(
-                "mov {word}, [{at}]",
-                word = out(reg) word,
+                "mov {value}, [{at}]",
+                value = out(reg) value,
                 at = in(reg) at,
                 options(readonly, nostack, preserves_flags),
             );
         }
-        if visit(at, word).is_break() {
-            return;
+        if let Some(range) = pointed_into(watched, value) {
+            return Some(StackWord { at, value, range: range.clone() });
         }
         at += 8;
     }
+    None
 }
 
 /// Whether nothing on the stack of a thread leads into a watched range. The thread does not
@@ -169,6 +148,7 @@ const CONTEXT_FLAGS: u64 = 7;
 const SS_AUTODISARM: u32 = 1 << 31;
 
 /// This process's memory, read so that what is unmapped meanwhile is an error.
+#[derive(Debug)]
 pub(super) struct OwnMemory(OwnedFd);
 
 impl OwnMemory {
@@ -179,7 +159,8 @@ impl OwnMemory {
 
     /// Calls `visit` with the words of `stack`.
     pub(super) fn words(&self, stack: Range<u64>, mut visit: impl FnMut(u64)) -> Result<(), Errno> {
-        let mut buffer = [0; 4096];
+        // Of a size for the smallest stacks that a signal handler may be on.
+        let mut buffer = [0; 1024];
         let mut at = stack.start.next_multiple_of(8);
         while at < stack.end {
             let wanted = buffer.len().min((stack.end - at) as usize);

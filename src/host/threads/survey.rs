@@ -25,7 +25,7 @@ use super::gather::own_tid;
 use super::helper::{self, Finding};
 use super::list::{self, Place, Status};
 use super::signal::{self, Hold, Question};
-use super::stacks::{Outside, OwnMemory, Stacks};
+use super::stacks::{OwnMemory, Stacks};
 use super::{ThreadsError, Turn};
 
 /// How long a thread may block every signal before it is stopped: glibc's do while they start
@@ -105,17 +105,18 @@ impl Survey {
     ) -> Result<Option<i32>, ThreadsError> {
         let proc = |errno| ThreadsError::Proc { errno };
         let _turn = Turn::take()?;
-        let memory = OwnMemory::open().map_err(proc)?;
+        let memory = Arc::new(OwnMemory::open().map_err(proc)?);
         let watched: Arc<[Range<u64>]> = watched.into();
         loop {
             let stacks = Arc::new(Stacks::read().map_err(proc)?);
-            let question = Question { watched: Arc::clone(&watched), stacks };
-            if let Some(own) = self.look_at_own(own_from, &question, &memory) {
+            let (watched, memory) = (Arc::clone(&watched), Arc::clone(&memory));
+            let question = Question { watched, stacks, memory };
+            if let Some(own) = self.look_at_own(own_from, &question) {
                 // It does not move while it waits.
                 return Ok(Some(own));
             }
             let mut runs = Vec::new();
-            self.unseen.retain(|&tid| match look_asleep(tid, &question, &memory) {
+            self.unseen.retain(|&tid| match look_asleep(tid, &question) {
                 Look::Outside => false,
                 Look::Inside => true,
                 Look::Runs => {
@@ -123,7 +124,7 @@ impl Survey {
                     true
                 }
             });
-            let failed = self.ask(&runs, &question, &memory, deadline)?;
+            let failed = self.ask(&runs, &question, deadline)?;
             let Some(&tid) = self.unseen.first() else { return Ok(None) };
             if Instant::now() > deadline {
                 return failed.map_or(Ok(Some(tid)), Err);
@@ -133,17 +134,11 @@ impl Survey {
     }
 
     /// Whether the calling thread is inside.
-    fn look_at_own(
-        &mut self,
-        own_from: u64,
-        question: &Question,
-        memory: &OwnMemory,
-    ) -> Option<i32> {
+    fn look_at_own(&mut self, own_from: u64, question: &Question) -> Option<i32> {
         let own = own_tid();
         let position = self.unseen.iter().position(|&tid| tid == own)?;
         // It is in this function, which nobody watches.
-        let outside =
-            !signal::on_alternate_stack() && is_outside(0, own_from, question, memory).ok()?;
+        let outside = !signal::on_alternate_stack() && question.is_outside(0, own_from).ok()?;
         if !outside {
             return Some(own);
         }
@@ -156,7 +151,6 @@ impl Survey {
         &mut self,
         runs: &[i32],
         question: &Question,
-        memory: &OwnMemory,
         deadline: Instant,
     ) -> Result<Option<ThreadsError>, ThreadsError> {
         let blocked: Vec<_> = runs
@@ -180,11 +174,11 @@ impl Survey {
                     Err(errno) => failed = Some(ThreadsError::Signal { tid, errno }),
                 }
             }
-            self.hear(&hold, waiting, question, memory, deadline);
+            self.hear(&hold, waiting, question, deadline);
         }
         for &(tid, status) in &deaf {
             if self.deaf.has_been(tid) {
-                match helper::look(tid, &question.watched, &question.stacks) {
+                match helper::look(tid, question) {
                     Finding::Seen { outside: true } | Finding::Refused(Errno::SRCH) => {
                         self.saw_outside(tid);
                     }
@@ -204,7 +198,6 @@ impl Survey {
         hold: &Hold,
         mut waiting: Vec<(i32, usize)>,
         question: &Question,
-        memory: &OwnMemory,
         deadline: Instant,
     ) {
         loop {
@@ -224,7 +217,7 @@ impl Survey {
             hold.wait(answers, SILENCE);
             if hold.answers() == answers {
                 // Asleep where no signal wakes it, perhaps, or ended, or deaf since.
-                waiting.retain(|&(tid, _)| match look_asleep(tid, question, memory) {
+                waiting.retain(|&(tid, _)| match look_asleep(tid, question) {
                     Look::Outside => {
                         self.saw_outside(tid);
                         false
@@ -242,7 +235,7 @@ impl Survey {
 }
 
 /// Looks at a thread that sleeps, without waking it. One that is gone is outside.
-fn look_asleep(tid: i32, question: &Question, memory: &OwnMemory) -> Look {
+fn look_asleep(tid: i32, question: &Question) -> Look {
     let place = Place::of(tid);
     let (instruction, stack) = match place {
         Place::Gone => return Look::Outside,
@@ -251,7 +244,7 @@ fn look_asleep(tid: i32, question: &Question, memory: &OwnMemory) -> Look {
     };
     let before = Status::of(tid).filter(|status| !status.has_ended());
     let Some(before) = before else { return Look::Outside };
-    let seen = is_outside(instruction, stack, question, memory);
+    let seen = question.is_outside(instruction, stack);
     // It sleeps now, where it slept before, and has not left a core in between: it has not run.
     let same = Place::of(tid) == place
         && Status::of(tid).is_some_and(|after| after.switches == before.switches);
@@ -262,17 +255,4 @@ fn look_asleep(tid: i32, question: &Question, memory: &OwnMemory) -> Look {
         Err(_) if list::is_kernel_worker(tid) => Look::Outside,
         Ok(false) | Err(_) => Look::Inside,
     }
-}
-
-/// Whether nothing says that a thread which does not run is inside, or will return there.
-fn is_outside(
-    instruction: u64,
-    pointer: u64,
-    question: &Question,
-    memory: &OwnMemory,
-) -> Result<bool, Errno> {
-    let stack = question.stacks.above(pointer).ok_or(Errno::FAULT)?;
-    let mut seen = Outside::new(&question.watched, instruction, &stack);
-    memory.words(stack, |word| seen.word(word))?;
-    Ok(seen.outside)
 }
