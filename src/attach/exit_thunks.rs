@@ -64,11 +64,16 @@ impl<E: Embedder> Engine<E> {
         (block.emitted & bit != 0).then(|| block.address.wrapping_add(offset))
     }
 
+    /// Whether functions lead to this set by exit thunks.
+    pub(super) fn has_exit_thunks(&self, number: u32) -> bool {
+        self.sets.get(number).is_some_and(|set| set.form == Form::Exit)
+    }
+
     /// Notes that a core may be inside of the function's thunk, though the function does not
     /// lead there.
     pub(super) fn leave_exit_thunk(&mut self, index: u32, number: u32) {
         let (block, bit, _) = place(index);
-        let set = self.sets.get_mut(number).filter(|set| set.form == Form::Exit);
+        let set = self.sets.get_mut(number);
         if let Some(block) = set.and_then(|set| set.thunks.get_mut(block)) {
             block.left |= bit;
         }

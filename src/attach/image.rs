@@ -119,40 +119,32 @@ impl Calls {
         }
     }
 
+    /// Bytes that the image can take at the most.
     fn max_size(&self, stack_arguments: Option<u8>, hardening: &Hardening) -> usize {
-        let [entries, modify, exits] = [&self.entries, &self.modify, &self.exits].map(|c| c.len);
-        if !hardening.mitigations().is_empty() {
-            return self.max_hardened_size([entries, modify, exits], stack_arguments);
-        }
-        match self.form() {
-            Form::Nothing => 0,
-            Form::Entry => EntryBody::max_size(entries),
-            Form::Exit => {
-                let entries = entries + modify;
-                let bodies = match stack_arguments {
-                    Some(words) => FrameBodies::max_size(entries, exits, words),
-                    None => SideStackBodies::max_size(entries, exits),
-                };
-                REPLACEMENT_SIZE + bodies
+        let (entries, exits) = (self.entries.len + self.modify.len, self.exits.len);
+        let [plain, hardened] = match (self.form(), stack_arguments) {
+            (Form::Nothing | Form::Replace, _) => [0; 2],
+            (Form::Entry, _) => {
+                [EntryBody::max_size(entries), EntryBody::max_hardened_size(entries)]
             }
-            Form::Replace => REPLACEMENT_SIZE,
-        }
-    }
-
-    fn max_hardened_size(
-        &self,
-        [entries, modify, exits]: [usize; 3],
-        stack_arguments: Option<u8>,
-    ) -> usize {
-        let entries = entries + modify;
-        let bodies = match (self.form(), stack_arguments) {
-            (Form::Nothing, _) => return 0,
-            (Form::Entry, _) => return EntryBody::max_hardened_size(entries),
-            (Form::Replace, _) => 0,
-            (Form::Exit, Some(words)) => FrameBodies::max_hardened_size(entries, exits, words),
-            (Form::Exit, None) => SideStackBodies::max_hardened_size(entries, exits),
+            (Form::Exit, Some(words)) => [
+                FrameBodies::max_size(entries, exits, words),
+                FrameBodies::max_hardened_size(entries, exits, words),
+            ],
+            (Form::Exit, None) => [
+                SideStackBodies::max_size(entries, exits),
+                SideStackBodies::max_hardened_size(entries, exits),
+            ],
         };
-        HARDENED_REPLACEMENT_SIZE + bodies
+        let (bodies, replacement) = if hardening.mitigations().is_empty() {
+            (plain, REPLACEMENT_SIZE)
+        } else {
+            (hardened, HARDENED_REPLACEMENT_SIZE)
+        };
+        match self.form() {
+            Form::Nothing | Form::Entry => bodies,
+            Form::Exit | Form::Replace => bodies + replacement,
+        }
     }
 }
 

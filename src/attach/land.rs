@@ -63,7 +63,8 @@ impl<E: Embedder> Engine<E> {
 
     /// Remembers what a batch that did not land may have left behind. A core may have entered
     /// a new image before its site was taken back, and may still be about to read a slot or a
-    /// cookie there. So slots keep their index and lanes are taken until quiescence. Where a site is `stuck`, it may lead to its image for ever.
+    /// cookie there. So slots keep their index and lanes are taken until quiescence. Where a
+    /// site is `stuck`, it may lead to its image for ever.
     fn take_back(&mut self, functions: &[FunctionId], stuck: bool) {
         self.settle_records(
             functions,
@@ -101,6 +102,7 @@ impl<E: Embedder> Engine<E> {
             let change = self.change_of(class, had);
             let left = change.filter(|change| change.from != change.next);
             let left = left.map(|change| users(had, &change).left);
+            let left_thunks = left.filter(|&set| self.has_exit_thunks(set));
             let mut run = 0_u32;
             while let Some(id) = functions
                 .next_if(|id| self.class_and_set(**id).is_some_and(|of_it| of_it == (class, had)))
@@ -110,7 +112,7 @@ impl<E: Embedder> Engine<E> {
                     record.lanes.fetch_or(change.lanes, Ordering::Relaxed);
                     run += 1;
                 }
-                if let Some(left) = left {
+                if let Some(left) = left_thunks {
                     self.leave_exit_thunk(id.0, left);
                 }
             }

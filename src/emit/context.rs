@@ -1,6 +1,6 @@
 //! What a program is shown of the call that it interrupts.
 
-use core::slice;
+use core::ptr;
 
 use super::Vectors;
 use crate::addr::{Entry, ReturnAddress};
@@ -112,24 +112,24 @@ impl Context {
     /// need saved ([`Vectors`]) says which.
     #[must_use]
     pub fn vector(&self, number: usize) -> Option<&[u8]> {
-        let place = place(self.vectors, self.state, number, 8)?;
-        // SAFETY: the image has saved eight registers of that width there (`place`), which
-        // stay while its programs run.
-        Some(unsafe { slice::from_raw_parts(place, state::bytes(self.state)) })
+        let saved = saved(self.vectors, self.state, number, 8)?;
+        // SAFETY: the image has saved eight registers of that width there, which stay while its
+        // programs run.
+        Some(unsafe { &*saved })
     }
 
     /// The vector argument register `number`, to be changed: the function sees what is written.
     pub fn vector_mut(&mut self, number: usize) -> Option<&mut [u8]> {
-        let place = place(self.vectors, self.state, number, 8)?;
+        let saved = saved(self.vectors, self.state, number, 8)?;
         // SAFETY: as in `vector`; programs run one after the other, and this one's context is
         // borrowed exclusively.
-        Some(unsafe { slice::from_raw_parts_mut(place, state::bytes(self.state)) })
+        Some(unsafe { &mut *saved })
     }
 
     /// The `double` in the vector argument register `number`, 0 to 7.
     #[must_use]
     pub fn double(&self, number: usize) -> Option<f64> {
-        Some(f64::from_le_bytes(*self.vector(number)?.first_chunk()?))
+        lowest_double(self.vector(number)?)
     }
 
     /// The entry of the hooked function.
@@ -176,18 +176,23 @@ impl Context {
         let frame = if self.state & state::FRAME_IS_ADDRESS == 0 {
             &raw const self.frame
         } else {
-            core::ptr::with_exposed_provenance(self.frame as usize)
+            ptr::with_exposed_provenance(self.frame as usize)
         };
         frame.wrapping_add(STACK_ARGUMENTS)
     }
 }
 
-/// Where an image has saved the vector register `number` of `count`.
-pub(crate) fn place(vectors: u64, state: u32, number: usize, count: usize) -> Option<*mut u8> {
+/// What an image has saved of the vector register `number` of `count`.
+pub(crate) fn saved(vectors: u64, state: u32, number: usize, count: usize) -> Option<*mut [u8]> {
     let bytes = state::bytes(state);
     if bytes == 0 || number >= count {
         return None;
     }
-    let saved = core::ptr::with_exposed_provenance_mut::<u8>(vectors as usize);
-    Some(saved.wrapping_add(number * bytes))
+    let first = ptr::with_exposed_provenance_mut::<u8>(vectors as usize);
+    Some(ptr::slice_from_raw_parts_mut(first.wrapping_add(number * bytes), bytes))
+}
+
+/// The `double` in the lowest bytes of a vector register.
+pub(crate) fn lowest_double(vector: &[u8]) -> Option<f64> {
+    Some(f64::from_le_bytes(*vector.first_chunk()?))
 }

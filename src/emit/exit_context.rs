@@ -1,9 +1,7 @@
 //! What a program is shown of the return that it interrupts.
 
-use core::slice;
-
 use super::SESSIONS;
-use super::context::{place, state};
+use super::context::{lowest_double, saved};
 use crate::addr::{Entry, ReturnAddress};
 
 /// The return of a hooked function, and what was kept of its call. 176 bytes, of which the
@@ -81,24 +79,24 @@ impl ExitContext {
     /// where none are.
     #[must_use]
     pub fn vector(&self, number: usize) -> Option<&[u8]> {
-        let place = place(self.vectors, self.state, number, 2)?;
-        // SAFETY: the image has saved two registers of that width there (`place`), which stay
-        // while its programs run.
-        Some(unsafe { slice::from_raw_parts(place, state::bytes(self.state)) })
+        let saved = saved(self.vectors, self.state, number, 2)?;
+        // SAFETY: the image has saved two registers of that width there, which stay while its
+        // programs run.
+        Some(unsafe { &*saved })
     }
 
     /// The vector register `number`, 0 or 1, to be changed: the caller sees what is written.
     pub fn vector_mut(&mut self, number: usize) -> Option<&mut [u8]> {
-        let place = place(self.vectors, self.state, number, 2)?;
+        let saved = saved(self.vectors, self.state, number, 2)?;
         // SAFETY: as in `vector`; programs run one after the other, and this one's context is
         // borrowed exclusively.
-        Some(unsafe { slice::from_raw_parts_mut(place, state::bytes(self.state)) })
+        Some(unsafe { &mut *saved })
     }
 
     /// The `double` that is returned in the vector register `number`, 0 or 1.
     #[must_use]
     pub fn double(&self, number: usize) -> Option<f64> {
-        Some(f64::from_le_bytes(*self.vector(number)?.first_chunk()?))
+        lowest_double(self.vector(number)?)
     }
 
     /// The entry of the hooked function.

@@ -102,13 +102,14 @@ impl HostImages {
         Ok(())
     }
 
-    /// The arenas that `wanted` says so of, by their region and where they are, sorted.
-    pub(super) fn ranges(&self, wanted: impl Fn(Region, &Range<u64>) -> bool) -> Vec<Range<u64>> {
+    /// Where the arenas are of the regions that `wanted` says so of, sorted.
+    pub(super) fn ranges(&self, wanted: impl Fn(Region) -> bool) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         for (number, arenas) in self.regions.iter().enumerate() {
             let region = Region(u16::try_from(number).unwrap_or(u16::MAX));
-            let arenas = arenas.iter().map(Arena::range);
-            ranges.extend(arenas.filter(|arena| wanted(region, arena)));
+            if wanted(region) {
+                ranges.extend(arenas.iter().map(Arena::range));
+            }
         }
         ranges.sort_unstable_by_key(|range| range.start);
         ranges

@@ -277,8 +277,9 @@ impl Process {
     /// all such signals is stopped with `ptrace(2)` for some microseconds, by a short-lived helper
     /// process. No thread has to come by anywhere.
     ///
-    /// [`quiescence`](Self::quiescence) does the same without waiting. Call it when detached closures hold on to something, or before unloading a library that programs are
-    /// in. It also runs by itself when an attachment needs room that only retiring can give.
+    /// [`quiescence`](Self::quiescence) does the same without waiting. Call it when detached
+    /// closures hold on to something, or before unloading a library that programs are in. It also
+    /// runs by itself when an attachment needs room that only retiring can give.
     ///
     /// It waits for other threads that are dropping such closures, but not for ever: the `drop`
     /// of a closure may wait for a thread that synchronizes.

@@ -9,7 +9,7 @@ use crate::emit::context::state;
 use crate::emit::{CookiePlace, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, Scale, add_imm, add_reg, and_imm, jcc, mov_imm64, mov_load32, mov_load64,
-    mov_store_imm64, mov_store32, mov_store64, test_reg,
+    mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, test_reg,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -28,8 +28,24 @@ pub(super) const ARGUMENTS: [Reg; 6] = [Reg::Rdi, Reg::Rsi, Reg::Rdx, Reg::Rcx, 
 const VECTOR_RESULTS: u8 = 2;
 
 /// Where the frame at `rbx` has the argument with this number.
-pub(super) const fn argument_place(number: i32) -> Mem {
+const fn argument_place(number: i32) -> Mem {
     Mem::at(Reg::Rbx, frame!(Reg::Rbx, args).disp + 8 * number)
+}
+
+/// Stores the arguments to the frame at `rbx`.
+pub(super) fn keep_arguments(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    for (argument, number) in ARGUMENTS.into_iter().zip(0..) {
+        mov_store64(code, argument_place(number), argument)?;
+    }
+    Ok(())
+}
+
+/// Stores the index, in `r11`, to the frame at `rbx`, and what the frame says of itself, where
+/// it is the context of entry programs.
+pub(super) fn keep_index(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
+    mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
+    let shown = state::FRAME_IS_ADDRESS | state::width(vectors);
+    mov_store_imm32(code, frame!(Reg::Rbx, state), shown)
 }
 
 /// Loads the entry of the function with the index in `r11` into `r10`. Changes `r11`.
@@ -62,7 +78,8 @@ pub(super) fn clear_sessions(
 }
 
 /// Runs `entries`, and `modify` until one returns what is not zero, which goes on at `skip`
-/// with that in `rax`. Their context is the frame at `rbx`. Aligns the stack pointer.
+/// with that in `rax`. Their context is the frame at `rbx`, from which the arguments are loaded
+/// again in the end. Aligns the stack pointer.
 pub(super) fn run_entries(
     code: &mut CodeBuffer<'_>,
     hardening: &Hardening,
@@ -71,15 +88,9 @@ pub(super) fn run_entries(
     modify: &[ProgramCall],
     skip: u64,
 ) -> Result<(), EncodeError> {
-    let context = Mem::at(Reg::Rbx, 0);
-    align_stack(code, vectors)?;
-    save_vectors(code, vectors, VECTOR_ARGUMENTS)?;
-    if vectors != Vectors::Untouched {
-        mov_store64(code, frame!(Reg::Rbx, vectors), Reg::Rsp)?;
-    }
+    save_shown_vectors(code, vectors, VECTOR_ARGUMENTS)?;
     for program in entries {
-        mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-        call_program(code, hardening, program, context)?;
+        run_program(code, hardening, program)?;
         if let Some(number) = program.session {
             test_reg(code, Reg::Rax, Reg::Rax)?;
             unless(code, Condition::Equal, |code| {
@@ -90,13 +101,16 @@ pub(super) fn run_entries(
         }
     }
     for program in modify {
-        mov_load32(code, Reg::Rax, frame!(Reg::Rbx, index))?;
-        call_program(code, hardening, program, context)?;
+        run_program(code, hardening, program)?;
         test_reg(code, Reg::Rax, Reg::Rax)?;
         jcc(code, Condition::NotEqual, skip)?;
     }
     restore_vectors(code, vectors, VECTOR_ARGUMENTS)?;
-    forget_return_address(code)
+    forget_return_address(code)?;
+    for (argument, number) in ARGUMENTS.into_iter().zip(0..) {
+        mov_load64(code, argument, argument_place(number))?;
+    }
+    Ok(())
 }
 
 /// Runs `calls` in reverse on the [`ExitContext`] at `rbx`, around which return values are
@@ -112,18 +126,14 @@ pub(super) fn run_exits(
     }
     mov_store64(code, frame!(Reg::Rbx, rax), Reg::Rax)?;
     mov_store64(code, frame!(Reg::Rbx, rdx), Reg::Rdx)?;
-    align_stack(code, vectors)?;
-    save_vectors(code, vectors, VECTOR_RESULTS)?;
-    if vectors != Vectors::Untouched {
-        mov_store64(code, frame!(Reg::Rbx, vectors), Reg::Rsp)?;
-    }
+    save_shown_vectors(code, vectors, VECTOR_RESULTS)?;
     for program in calls.iter().rev() {
         match program.session {
-            None => run_exit(code, hardening, program)?,
+            None => run_program(code, hardening, program)?,
             Some(session) => {
                 mov_load32(code, Reg::Rax, frame!(Reg::Rbx, state))?;
                 and_imm(code, Reg::Rax, state::declined(session).cast_signed())?;
-                unless(code, Condition::NotEqual, |code| run_exit(code, hardening, program))?;
+                unless(code, Condition::NotEqual, |code| run_program(code, hardening, program))?;
             }
         }
     }
@@ -133,8 +143,23 @@ pub(super) fn run_exits(
     mov_load64(code, Reg::Rdx, frame!(Reg::Rbx, rdx))
 }
 
+/// Aligns the stack, saves the first `count` vector registers there, and tells the frame at `rbx`
+/// where they are.
+fn save_shown_vectors(
+    code: &mut CodeBuffer<'_>,
+    vectors: Vectors,
+    count: u8,
+) -> Result<(), EncodeError> {
+    align_stack(code, vectors)?;
+    save_vectors(code, vectors, count)?;
+    match vectors {
+        Vectors::Untouched => Ok(()),
+        _ => mov_store64(code, frame!(Reg::Rbx, vectors), Reg::Rsp),
+    }
+}
+
 /// Runs one program on the frame at `rbx`.
-fn run_exit(
+fn run_program(
     code: &mut CodeBuffer<'_>,
     hardening: &Hardening,
     program: &ProgramCall,

@@ -1,9 +1,7 @@
 //! The trampoline that is called and then skips a frame, for comparison.
 
-use core::mem::offset_of;
-
 use super::branch::Hardening;
-use super::call_frame::{clear_sessions, frame, run_exits};
+use super::call_frame::{clear_sessions, frame, keep_arguments, run_exits};
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, call_program, forget_return_address, restore_vectors,
     save_vectors,
@@ -13,7 +11,7 @@ use super::leave::align;
 use super::side_stack::FRAME_SIZE;
 use crate::addr::{Entry, Origin};
 use crate::emit::context::state;
-use crate::emit::{EmitError, ExitContext, ProgramCall, Vectors};
+use crate::emit::{EmitError, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, add_imm, and_imm, call, int3, lea, mov_imm32, mov_imm64, mov_load32, mov_load64,
     mov_reg_reg, mov_store_imm32, mov_store64, pop, push, ret, sub_imm,
@@ -96,13 +94,7 @@ impl CalledTrampoline<'_> {
         push(code, Reg::Rbx)?;
         sub_imm(code, Reg::Rsp, FRAME_SIZE)?;
         lea(code, Reg::Rbx, Mem::at(Reg::Rbp, EXIT_CONTEXT))?;
-        for (argument, number) in SAVED.into_iter().zip(0..6) {
-            mov_store64(
-                code,
-                Mem::at(Reg::Rbx, offset_of!(ExitContext, args) as i32 + 8 * number),
-                argument,
-            )?;
-        }
+        keep_arguments(code)?;
         mov_imm32(code, Reg::Rax, self.index)?;
         mov_store64(code, INDEX, Reg::Rax)?;
         mov_store64(code, frame!(Reg::Rbx, index), Reg::Rax)?;

@@ -2,7 +2,8 @@
 
 use super::branch::Hardening;
 use super::call_frame::{
-    ARGUMENTS, argument_place, clear_sessions, frame, free_frame, load_function, run_entries,
+    ARGUMENTS, clear_sessions, frame, free_frame, keep_arguments, keep_index, load_function,
+    run_entries,
 };
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
@@ -11,12 +12,10 @@ use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
 use super::leave::{Leave, Part, Return, align};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
 use super::unwind::Marks;
-use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, jcc, lea, lea_rip, mov_load32,
-    mov_load64, mov_load64_fs, mov_reg_reg, mov_store_imm32, mov_store64, pop, push, sub_imm,
-    test_reg, xor_reg32,
+    mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, sub_imm, test_reg, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -250,12 +249,8 @@ impl Enter<'_> {
         lea(code, Reg::R10, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         mov_store64(code, Mem::at(Reg::Rax, field::TOP), Reg::R10)?;
         mov_store64(code, frame!(Reg::Rbx, slot), Reg::Rbp)?;
-        for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
-            mov_store64(code, argument_place(number), argument)?;
-        }
-        mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
-        let shown = state::FRAME_IS_ADDRESS | state::width(self.vectors);
-        mov_store_imm32(code, frame!(Reg::Rbx, state), shown)?;
+        keep_arguments(code)?;
+        keep_index(code, self.vectors)?;
         mov_load64(code, Reg::R10, CALLER)?;
         mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
         mov_load64(code, Reg::R10, RETURN)?;
@@ -278,9 +273,6 @@ impl Enter<'_> {
         let modify = self.form.modify();
         if !self.calls.is_empty() || !modify.is_empty() {
             run_entries(code, self.hardening, self.vectors, self.calls, modify, aside.skip)?;
-            for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
-                mov_load64(code, argument, argument_place(number))?;
-            }
             lea(code, Reg::Rsp, SAVED)?;
         }
         if let Form::Swap { stub, .. } = self.form {

@@ -2,18 +2,16 @@
 
 use super::branch::Hardening;
 use super::call_frame::{
-    ARGUMENTS, argument_place, clear_sessions, frame, load_function, run_entries, run_exits,
+    clear_sessions, frame, keep_arguments, keep_index, load_function, run_entries, run_exits,
 };
 use super::calls::forget_return_address;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
 use super::unwind::Marks;
-use crate::emit::context::state;
 use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store_imm32, mov_store64, pop, push, test_reg,
-    xor_reg32,
+    Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store64, pop, push, test_reg, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -145,9 +143,6 @@ impl FrameBodies<'_> {
         let found = code.here();
         if !self.entries.is_empty() || !self.modify.is_empty() {
             run_entries(code, hardening, self.vectors, self.entries, self.modify, skip)?;
-            for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
-                mov_load64(code, argument, argument_place(number))?;
-            }
         }
         lea(
             code,
@@ -173,14 +168,10 @@ impl FrameBodies<'_> {
 
     /// Fills the context at `rbx`. `rax` and `r10` stand where the exit's `rax` and `rdx` will.
     fn fill(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        for (argument, number) in ARGUMENTS.into_iter().zip(0..6) {
-            mov_store64(code, argument_place(number), argument)?;
-        }
+        keep_arguments(code)?;
         mov_store64(code, frame!(Reg::Rbx, rax), Reg::Rax)?;
         mov_store64(code, frame!(Reg::Rbx, rdx), Reg::R10)?;
-        mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
-        let shown = state::FRAME_IS_ADDRESS | state::width(self.vectors);
-        mov_store_imm32(code, frame!(Reg::Rbx, state), shown)?;
+        keep_index(code, self.vectors)?;
         load_function(code, self.functions)?;
         mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
         mov_load64(code, Reg::R10, CALLER)?;

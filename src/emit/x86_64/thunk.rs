@@ -2,8 +2,8 @@
 
 use super::branch::Hardening;
 use crate::emit::{EmitError, Mitigations};
-use crate::encode::x86_64::{Reg, int3, mov_imm32, nop, ret};
-use crate::encode::{CodeBuffer, EncodeError};
+use crate::encode::CodeBuffer;
+use crate::encode::x86_64::{Reg, int3, mov_imm32, nop};
 use crate::layout::x86_64::SITE_LEN;
 
 /// Bytes of a thunk, and its alignment.
@@ -29,11 +29,8 @@ pub const THUNK_JUMP: usize = 6;
 ///
 /// # Errors
 /// [`EmitError::Encode`] if `code` has less than [`THUNK_SIZE`] bytes left.
-pub const fn entry_thunk(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), EmitError> {
-    match emit(code, index) {
-        Ok(()) => Ok(()),
-        Err(error) => Err(EmitError::Encode(error)),
-    }
+pub fn entry_thunk(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), EmitError> {
+    entry_thunk_hardened(code, index, &Hardening::NONE)
 }
 
 /// As [`entry_thunk`], with mitigations: where there is a return thunk, the jump there stands
@@ -68,23 +65,4 @@ pub fn entry_thunk_hardened(
 pub const fn is_thunk_place(address: u64, hardening: &Hardening) -> bool {
     let placed = hardening.has(Mitigations::ITS) && !hardening.has(Mitigations::RETURN_THUNK);
     !placed || address % 64 >= 32
-}
-
-const fn emit(code: &mut CodeBuffer<'_>, index: u32) -> Result<(), EncodeError> {
-    let start = code.position();
-    if let Err(error) = mov_imm32(code, Reg::R11, index) {
-        return Err(error);
-    }
-    if let Err(error) = nop(code, SITE_LEN as usize) {
-        return Err(error);
-    }
-    if let Err(error) = ret(code) {
-        return Err(error);
-    }
-    while code.position() - start < THUNK_SIZE {
-        if let Err(error) = int3(code) {
-            return Err(error);
-        }
-    }
-    Ok(())
 }

@@ -24,7 +24,7 @@ impl State {
         let unloaded = self.unloaded.len();
         let gone = |region| self.unloaded.iter().any(|known| known.region == region);
         let mut looking = Looking {
-            unloaded: self.engine.parts().images.ranges(|region, _| gone(region)),
+            unloaded: self.engine.parts().images.ranges(gone),
             own_from,
             deadline: Instant::now() + patience,
             deaf: core::mem::take(&mut self.deaf),
