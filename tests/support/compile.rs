@@ -4,6 +4,7 @@ use core::hash::{Hash, Hasher};
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -88,8 +89,8 @@ pub fn shared_object(build: &Build<'_>) -> PathBuf {
     if object.exists() {
         return object;
     }
-    // Made under a name of our own and moved, so that a run that is killed, or another that
-    // compiles the same at this moment, never leaves half a file under the final name.
+    // Made under a name of our own, so that a run that is killed, or another that compiles the
+    // same at this moment, never leaves half a file under the final name.
     let stem =
         format!("{}-{}-{}", build.name, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let source = folder.join(format!("{stem}.{}", build.extension));
@@ -110,7 +111,15 @@ pub fn shared_object(build: &Build<'_>) -> PathBuf {
         source.display(),
         String::from_utf8_lossy(&output.stderr)
     );
-    fs::rename(&unfinished, &object).expect("both names are in one folder");
+    // Where another run was first, its file stays: it may have loaded that, and a file that has
+    // been replaced on disk is no longer the one in memory.
+    match fs::hard_link(&unfinished, &object) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            panic!("{}: {error}", object.display())
+        }
+        _ => {}
+    }
+    let _ = fs::remove_file(&unfinished);
     let _ = fs::remove_file(&source);
     object
 }

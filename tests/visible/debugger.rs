@@ -27,7 +27,9 @@ fn gdb(exits: bool, commands: &[&str]) -> Option<String> {
     words.push("--args");
     let output =
         victim::command("gdb", &words, "debugger", 3, exits).output().expect("gdb is there");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + "\nand as errors:\n"
+        + &String::from_utf8_lossy(&output.stderr);
     if text.contains("ptrace: Operation not permitted") {
         skipped("names in gdb", "this process may not trace");
         return None;

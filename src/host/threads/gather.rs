@@ -197,11 +197,11 @@ fn unanswered(signal: i32, tid: i32) -> ThreadsError {
     }
 }
 
-/// A signal with default action that no thread blocks for longer than it takes to start or
+/// A usable signal that no thread blocks for longer than it takes to start or
 /// end a thread.
 pub(super) fn choose_signal() -> Result<i32, ThreadsError> {
     let own = own_tid();
-    let usable = signal::with_default_action();
+    let usable = signal::usable();
     let mut common = usable;
     let mut suspects = Vec::new();
     list::for_each(|tid| suspects.push(tid)).map_err(|errno| ThreadsError::Proc { errno })?;

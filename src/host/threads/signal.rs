@@ -19,7 +19,12 @@
 //! the handler counts itself into `ENTERED` before the inspector reads that, which then
 //! waits for it, or it reads `GENERATION` after the inspector has cleared that. All four
 //! accesses are `SeqCst` for this.
+//!
+//! A signal may come later than that it is ignored: a debugger stops a thread before it gets
+//! one, and passes that on whenever the debugger's user likes. So where a thread has not
+//! answered, the handler stays for good; under the default action the process would die.
 
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::ops::Range;
 use core::ptr::null_mut;
@@ -37,6 +42,8 @@ use super::stacks::{Outside, OwnMemory, Stacks};
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 static ENTERED: AtomicU32 = AtomicU32::new(0);
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(null_mut());
+/// Signals that may still be on their way, as a mask. Their handler stays.
+static ON_THEIR_WAY: AtomicU64 = AtomicU64::new(0);
 
 const SILENT: u32 = 0;
 const ANSWERING: u32 = 1;
@@ -121,10 +128,11 @@ pub(super) struct Hold {
     generation: u32,
     signal: c_int,
     shared: *mut Shared,
+    asked: Cell<u32>,
 }
 
 impl Hold {
-    /// Installs the handler. `signal` must have its default action. With a `survey`, threads
+    /// Installs the handler. `signal` must be one of [`usable`]. With a `survey`, threads
     /// are not held, but answer and go on.
     pub(super) fn new(
         signal: c_int,
@@ -139,16 +147,11 @@ impl Hold {
         let slots = (0..capacity).map(|_| Slot::default()).collect();
         let (answered, release) = (AtomicU32::new(0), AtomicU32::new(0));
         let shared = Box::into_raw(Box::new(Shared { slots, answered, release, survey }));
-        let hold = Self { generation, signal, shared };
+        let hold = Self { generation, signal, shared, asked: Cell::new(0) };
         SHARED.store(shared, Ordering::Release);
         GENERATION.store(generation, Ordering::SeqCst);
 
-        // On an alternate stack where the thread has one, because its own may be a small one
-        // of a language runtime. All signals blocked: a handler on top would run code that
-        // the inspector believes held.
-        let flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_signal;
-        set_action(signal, handler as *const () as usize, flags)?;
+        set_action(signal, handler(), HANDLER_FLAGS)?;
         Ok(hold)
     }
 
@@ -194,6 +197,7 @@ impl Hold {
             )
         };
         if result == 0 {
+            self.asked.set(self.asked.get() + 1);
             return Ok(());
         }
         // SAFETY: always valid for the calling thread.
@@ -217,11 +221,17 @@ impl Drop for Hold {
         self.shared().release.store(1, Ordering::Release);
         let _ = futex::wake(&self.shared().release, futex::Flags::PRIVATE, i32::MAX as u32);
         GENERATION.store(0, Ordering::SeqCst);
-        // Ignoring a signal discards what is pending of it, in every thread, blocked or not
-        // (POSIX, sigaction; kernel/signal.c, `do_sigaction`). Without that, a thread that
-        // did not answer would die of the default action later.
-        let _ = set_action(self.signal, libc::SIG_IGN, 0);
-        let _ = set_action(self.signal, libc::SIG_DFL, 0);
+        if self.answers() != self.asked.get() {
+            // Ignoring a signal discards what is pending of it, in every thread, blocked or not
+            // (POSIX, sigaction; kernel/signal.c, `do_sigaction`), but not what a debugger has.
+            let _ = set_action(self.signal, libc::SIG_IGN, 0);
+            ON_THEIR_WAY.fetch_or(super::list::bit(self.signal), Ordering::Relaxed);
+        }
+        let _ = if ON_THEIR_WAY.load(Ordering::Relaxed) & super::list::bit(self.signal) == 0 {
+            set_action(self.signal, libc::SIG_DFL, 0)
+        } else {
+            set_action(self.signal, handler(), HANDLER_FLAGS)
+        };
         while ENTERED.load(Ordering::SeqCst) != 0 {
             rustix::thread::sched_yield();
         }
@@ -250,6 +260,18 @@ struct Queued {
     value: u64,
 }
 
+/// On an alternate stack where the thread has one, because its own may be a small one of a
+/// language runtime.
+const HANDLER_FLAGS: c_int = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+
+/// The handler's address, as `sigaction` has it.
+fn handler() -> usize {
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_signal;
+    handler as *const () as usize
+}
+
+/// With all signals blocked in the handler: another one on top would run code that the
+/// inspector believes held.
 fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Errno> {
     // SAFETY: all zero bytes are a valid `sigaction`: default action, empty mask.
     let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
@@ -264,24 +286,25 @@ fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Errno> 
     if result == 0 { Ok(()) } else { Err(Errno::INVAL) }
 }
 
-/// The signals from `SIGRTMIN` on whose action is the default one, as a mask.
-pub(super) fn with_default_action() -> u64 {
+/// The signals from `SIGRTMIN` on whose action is the default one, or which already have the
+/// handler of this module, as a mask.
+pub(super) fn usable() -> u64 {
     let mut mask = 0;
     for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
         // SAFETY: all zero bytes are a valid `sigaction`.
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
         // SAFETY: only reads the action, into `action`.
         let result = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut action) };
-        if result == 0 && action.sa_sigaction == libc::SIG_DFL {
+        if result == 0 && [libc::SIG_DFL, handler()].contains(&action.sa_sigaction) {
             mask |= super::list::bit(signal);
         }
     }
     mask
 }
 
-/// A signal with default action that few of these threads block; `None` if there is none.
+/// A [usable] signal that few of these threads block; `None` if there is none.
 pub(super) fn least_blocked<'a>(threads: impl Iterator<Item = &'a Status>) -> Option<c_int> {
-    let mut common = with_default_action();
+    let mut common = usable();
     for status in threads {
         let free = common & !status.blocked;
         if free != 0 {
