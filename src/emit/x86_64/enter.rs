@@ -8,10 +8,10 @@ use super::call_frame::{
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
 };
-use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED};
 use super::leave::{Leave, Part, Return, align};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
-use super::unwind::Marks;
+use super::unwind::{self, Marks};
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, jcc, lea, lea_rip, mov_load32,
@@ -116,8 +116,9 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        let Aside { full: unhooked_until, skip_until, .. } = aside;
-        Ok(Marks { start, exit, enter, unhooked_until, skip_until, kept: Kept::OnSideStack })
+        let Aside { unhooked_until, full: unhooked_end, skipped, .. } = aside;
+        let aside = unwind::Aside::SideStack { unhooked_until, unhooked_end, skipped };
+        Ok(Marks { start, exit, enter, aside })
     }
 }
 
@@ -180,14 +181,27 @@ struct Resume {
 #[derive(Clone, Copy)]
 pub(super) struct Aside {
     no_side_stack: u64,
+    /// Up to here in what calls go on at that run unhooked, `rbx` is the body's.
+    unhooked_until: u64,
     /// Right behind what calls go on at that run unhooked.
     full: u64,
     /// The last frame's slot is at or below this function's.
     stale: u64,
     /// A program's result, in `rax`, is what the function returns.
     skip: u64,
-    /// Up to here in that, `rbx` is the frame.
-    skip_until: u64,
+    skipped: Skipped,
+}
+
+/// Places in what goes on where the origin is skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Skipped {
+    /// From here on the return address to the thunk stands where that of the caller stood, if it
+    /// is moved there.
+    pub moved: Option<u64>,
+    /// Up to here `rbx` is the frame.
+    pub until: u64,
+    /// From here on nothing is on the stack but the return address.
+    pub returns: u64,
 }
 
 impl Enter<'_> {
@@ -206,8 +220,10 @@ impl Enter<'_> {
         self.push_frame(code, aside)?;
         let found = code.here();
         self.run(code, aside)?;
-        // Neither zero nor a carry comes of it.
-        test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        if self.flags_are_kept() {
+            // Neither zero nor a carry comes of it.
+            test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        }
         restore_working(code)?;
         let returns = code.here();
         self.hardening.body_end(code)?;
@@ -282,12 +298,25 @@ impl Enter<'_> {
         Ok(())
     }
 
+    /// Whether the thunk sees the flags that the body returns with; if not, the body returns to
+    /// where they would have led.
+    const fn flags_are_kept(&self) -> bool {
+        self.hardening.return_thunk().is_none()
+    }
+
     /// Emits what seldom runs. All of it but the last finds the stack pointer at what was saved.
     fn aside(&self, code: &mut CodeBuffer<'_>, resume: Resume) -> Result<Aside, EncodeError> {
         let unhooked = code.here();
-        // Sets the carry and clears zero: the largest number is larger than the stack pointer.
-        cmp_imm(code, Reg::Rsp, -1)?;
+        if self.flags_are_kept() {
+            // Sets the carry and clears zero: the largest number is larger than the stack pointer.
+            cmp_imm(code, Reg::Rsp, -1)?;
+        } else {
+            mov_load64(code, Reg::R11, RETURN)?;
+            lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_UNHOOKED))?;
+            mov_store64(code, RETURN, Reg::R11)?;
+        }
         restore_working(code)?;
+        let unhooked_until = code.here() - AFTER_RBX;
         self.hardening.body_end(code)?;
 
         let full = code.here();
@@ -355,19 +384,30 @@ impl Enter<'_> {
             }
         };
         let skip = code.here();
-        let mut skip_until = skip;
+        let mut skipped = Skipped { moved: None, until: skip, returns: skip };
         if !self.form.modify().is_empty() {
             forget_return_address(code)?;
             mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             lea(code, Reg::Rsp, SAVED)?;
+            if !self.flags_are_kept() {
+                mov_load64(code, Reg::R10, RETURN)?;
+                lea(code, Reg::R10, Mem::at(Reg::R10, ENTER_TO_EXIT))?;
+                // What the thunk would have taken off the stack.
+                mov_store64(code, CALLER, Reg::R10)?;
+                skipped.moved = Some(code.here());
+            }
             restore_working(code)?;
-            skip_until = code.here() - AFTER_RBX;
+            skipped.until = code.here() - AFTER_RBX;
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
+            if !self.flags_are_kept() {
+                lea(code, Reg::Rsp, Mem::at(Reg::Rsp, 8))?;
+            }
+            skipped.returns = code.here();
             self.hardening.body_end(code)?;
         }
-        Ok(Aside { no_side_stack, full, stale, skip, skip_until })
+        Ok(Aside { no_side_stack, unhooked_until, full, stale, skip, skipped })
     }
 }
 

@@ -5,10 +5,10 @@ use super::call_frame::{
     clear_sessions, frame, keep_arguments, keep_index, load_function, run_entries, run_exits,
 };
 use super::calls::forget_return_address;
-use super::exit_thunk::{Bodies, Kept};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT};
 use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
-use super::unwind::Marks;
+use super::unwind::{Aside, Marks};
 use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store64, pop, push, test_reg, xor_reg32,
@@ -110,9 +110,8 @@ impl FrameBodies<'_> {
     ) -> Result<Marks, EmitError> {
         let start = code.here();
         let exit = self.leave(code, hardening)?;
-        let exit_end = exit.end;
         let (enter, skip_until) = self.enter(code, hardening)?;
-        Ok(Marks { start, exit, enter, unhooked_until: exit_end, skip_until, kept: Kept::OnStack })
+        Ok(Marks { start, exit, enter, aside: Aside::Frame { skip_until } })
     }
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.
@@ -159,8 +158,10 @@ impl FrameBodies<'_> {
         mov_load64(code, Reg::R10, frame!(Reg::Rbx, rdx))?;
         mov_load64(code, Reg::Rbx, RBX)?;
         let until = code.here();
-        // Neither zero nor a carry comes of it.
-        test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        if hardening.return_thunk().is_none() {
+            // Neither zero nor a carry comes of it.
+            test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        }
         let returns = code.here();
         hardening.body_end(code)?;
         Ok((Part { start, found, until, returns, end: code.here() }, skip_until))
@@ -195,6 +196,9 @@ impl FrameBodies<'_> {
         forget_return_address(code)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, -self.below_frame()))?;
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
+        if hardening.return_thunk().is_some() {
+            lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_EXIT))?;
+        }
         push(code, Reg::R11)?;
         mov_load64(code, Reg::Rbx, RBX)?;
         let until = code.here();

@@ -29,6 +29,7 @@ mod table;
 
 use core::mem::offset_of;
 
+use super::enter::Skipped;
 use super::entry::BODY_END;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::Part;
@@ -95,9 +96,12 @@ impl UnwindTable {
     pub fn of_bodies(image: u64, marks: &Marks, side_stacks: &SideStackList) -> Self {
         let mut table = Self::new();
         table.jumps(image..marks.start);
-        match marks.kept {
-            Kept::OnSideStack => side_stack::bodies(&mut table, marks, side_stacks),
-            Kept::OnStack => frame::bodies(&mut table, marks),
+        match &marks.aside {
+            Aside::SideStack { unhooked_until, unhooked_end, skipped } => {
+                let unhooked = *unhooked_until..*unhooked_end;
+                side_stack::bodies(&mut table, marks, unhooked, skipped, side_stacks);
+            }
+            Aside::Frame { skip_until } => frame::bodies(&mut table, marks, *skip_until),
         }
         table.end();
         table
@@ -119,17 +123,33 @@ pub struct Marks {
     pub(super) start: u64,
     pub(super) exit: Part,
     pub(super) enter: Part,
-    /// Up to here, behind the exit body, a side stack's calls go on that run unhooked.
-    pub(super) unhooked_until: u64,
-    /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
-    pub(super) skip_until: u64,
-    pub(super) kept: Kept,
+    pub(super) aside: Aside,
+}
+
+/// Places between the bodies, and what form they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aside {
+    SideStack {
+        /// From here on, in what calls go on at that run unhooked, `rbx` is the caller's.
+        unhooked_until: u64,
+        /// Behind that.
+        unhooked_end: u64,
+        skipped: Skipped,
+    },
+    Frame {
+        /// Up to here in what skips the origin, `rbx` is the frame.
+        skip_until: u64,
+    },
 }
 
 impl Marks {
     /// The bodies.
     #[must_use]
     pub const fn bodies(&self) -> Bodies {
-        Bodies { enter: self.enter.start, exit: self.exit.start, kept: self.kept }
+        let kept = match self.aside {
+            Aside::SideStack { .. } => Kept::OnSideStack,
+            Aside::Frame { .. } => Kept::OnStack,
+        };
+        Bodies { enter: self.enter.start, exit: self.exit.start, kept }
     }
 }
