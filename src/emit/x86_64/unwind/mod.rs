@@ -29,8 +29,8 @@ mod table;
 
 use core::mem::offset_of;
 
+use super::branch::Hardening;
 use super::enter::Skipped;
-use super::entry::BODY_END;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::Part;
 use crate::emit::ExitContext;
@@ -43,14 +43,14 @@ pub use table::UnwindTable;
 const SLOT: u8 = 8;
 
 impl UnwindTable {
-    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address` without
-    /// mitigations, which move its end.
+    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address` with these
+    /// mitigations.
     #[must_use]
-    pub fn of_entry_body(address: u64, size: usize) -> Self {
+    pub fn of_entry_body(address: u64, size: usize, hardening: &Hardening) -> Self {
         let mut table = Self::new();
         let mut rows = table.of(address..address + size as u64);
         rows.push_rbp();
-        rows.before_end(BODY_END);
+        rows.before_end(hardening.body_end_size());
         rows.cfa(RSP, SLOT);
         rows.same(RBP);
         rows.end();
