@@ -8,10 +8,10 @@ use super::call_frame::{
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
 };
-use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED, Kept};
 use super::leave::{Leave, Part, Return, align};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
-use super::unwind::{self, Marks};
+use super::unwind::Marks;
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, jcc, lea, lea_rip, mov_load32,
@@ -116,9 +116,9 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        let Aside { unhooked_until, full: unhooked_end, skipped, .. } = aside;
-        let aside = unwind::Aside::SideStack { unhooked_until, unhooked_end, skipped };
-        Ok(Marks { start, exit, enter, aside })
+        let Aside { unhooked_until, full: unhooked_end, skip_until, .. } = aside;
+        let kept = Kept::OnSideStack;
+        Ok(Marks { start, exit, enter, unhooked_until, unhooked_end, skip_until, kept })
     }
 }
 
@@ -189,19 +189,8 @@ pub(super) struct Aside {
     stale: u64,
     /// A program's result, in `rax`, is what the function returns.
     skip: u64,
-    skipped: Skipped,
-}
-
-/// Places in what goes on where the origin is skipped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Skipped {
-    /// From here on the return address to the thunk stands where that of the caller stood, if it
-    /// is moved there.
-    pub moved: Option<u64>,
-    /// Up to here `rbx` is the frame.
-    pub until: u64,
-    /// From here on nothing is on the stack but the return address.
-    pub returns: u64,
+    /// Up to here in that, `rbx` is the frame.
+    skip_until: u64,
 }
 
 impl Enter<'_> {
@@ -384,7 +373,7 @@ impl Enter<'_> {
             }
         };
         let skip = code.here();
-        let mut skipped = Skipped { moved: None, until: skip, returns: skip };
+        let mut skip_until = skip;
         if !self.form.modify().is_empty() {
             forget_return_address(code)?;
             mov_reg_reg(code, Reg::R11, Reg::Rax)?;
@@ -394,20 +383,18 @@ impl Enter<'_> {
                 lea(code, Reg::R10, Mem::at(Reg::R10, ENTER_TO_EXIT))?;
                 // What the thunk would have taken off the stack.
                 mov_store64(code, CALLER, Reg::R10)?;
-                skipped.moved = Some(code.here());
             }
             restore_working(code)?;
-            skipped.until = code.here() - AFTER_RBX;
+            skip_until = code.here() - AFTER_RBX;
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
             if !self.flags_are_kept() {
                 lea(code, Reg::Rsp, Mem::at(Reg::Rsp, 8))?;
             }
-            skipped.returns = code.here();
             self.hardening.body_end(code)?;
         }
-        Ok(Aside { no_side_stack, unhooked_until, full, stale, skip, skipped })
+        Ok(Aside { no_side_stack, unhooked_until, full, stale, skip, skip_until })
     }
 }
 

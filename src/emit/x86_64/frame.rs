@@ -5,10 +5,10 @@ use super::call_frame::{
     clear_sessions, frame, keep_arguments, keep_index, load_function, run_entries, run_exits,
 };
 use super::calls::forget_return_address;
-use super::exit_thunk::{Bodies, ENTER_TO_EXIT};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
 use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
-use super::unwind::{Aside, Marks};
+use super::unwind::Marks;
 use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store64, pop, push, test_reg, xor_reg32,
@@ -111,7 +111,15 @@ impl FrameBodies<'_> {
         let start = code.here();
         let exit = self.leave(code, hardening)?;
         let (enter, skip_until) = self.enter(code, hardening)?;
-        Ok(Marks { start, exit, enter, aside: Aside::Frame { skip_until } })
+        Ok(Marks {
+            start,
+            exit,
+            enter,
+            unhooked_until: exit.end,
+            unhooked_end: exit.end,
+            skip_until,
+            kept: Kept::OnStack,
+        })
     }
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.

@@ -37,7 +37,7 @@ pub(super) fn exit_thunks(rows: &mut Rows<'_>) {
 }
 
 /// The FDEs of the bodies.
-pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, skip_until: u64) {
+pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks) {
     let (exit, enter) = (&marks.exit, &marks.enter);
     let function = hooked_function();
 
@@ -65,7 +65,7 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, skip_until: u64) {
     let mut rows = table.of(exit.end..enter.start);
     in_body(&mut rows);
     rows.return_address_is(&function);
-    rows.at(skip_until);
+    rows.at(marks.skip_until);
     to_thunk(&mut rows);
     rows.end();
 

@@ -30,7 +30,6 @@ mod table;
 use core::mem::offset_of;
 
 use super::branch::Hardening;
-use super::enter::Skipped;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::Part;
 use crate::emit::ExitContext;
@@ -96,12 +95,9 @@ impl UnwindTable {
     pub fn of_bodies(image: u64, marks: &Marks, side_stacks: &SideStackList) -> Self {
         let mut table = Self::new();
         table.jumps(image..marks.start);
-        match &marks.aside {
-            Aside::SideStack { unhooked_until, unhooked_end, skipped } => {
-                let unhooked = *unhooked_until..*unhooked_end;
-                side_stack::bodies(&mut table, marks, unhooked, skipped, side_stacks);
-            }
-            Aside::Frame { skip_until } => frame::bodies(&mut table, marks, *skip_until),
+        match marks.kept {
+            Kept::OnSideStack => side_stack::bodies(&mut table, marks, side_stacks),
+            Kept::OnStack => frame::bodies(&mut table, marks),
         }
         table.end();
         table
@@ -123,33 +119,20 @@ pub struct Marks {
     pub(super) start: u64,
     pub(super) exit: Part,
     pub(super) enter: Part,
-    pub(super) aside: Aside,
-}
-
-/// Places between the bodies, and what form they have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Aside {
-    SideStack {
-        /// From here on, in what calls go on at that run unhooked, `rbx` is the caller's.
-        unhooked_until: u64,
-        /// Behind that.
-        unhooked_end: u64,
-        skipped: Skipped,
-    },
-    Frame {
-        /// Up to here in what skips the origin, `rbx` is the frame.
-        skip_until: u64,
-    },
+    /// Up to here `rbx` is the body's in what a side stack's calls go on at that run unhooked,
+    /// behind the exit body.
+    pub(super) unhooked_until: u64,
+    /// Behind that.
+    pub(super) unhooked_end: u64,
+    /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
+    pub(super) skip_until: u64,
+    pub(super) kept: Kept,
 }
 
 impl Marks {
     /// The bodies.
     #[must_use]
     pub const fn bodies(&self) -> Bodies {
-        let kept = match self.aside {
-            Aside::SideStack { .. } => Kept::OnSideStack,
-            Aside::Frame { .. } => Kept::OnStack,
-        };
-        Bodies { enter: self.enter.start, exit: self.exit.start, kept }
+        Bodies { enter: self.enter.start, exit: self.exit.start, kept: self.kept }
     }
 }

@@ -1,11 +1,9 @@
 //! Side-stack bodies and their thunks.
 
-use core::ops::Range;
-
 use super::expression::{Expression, SideStackList};
 use super::register::{RBP, RBX, RSP};
 use super::table::{Rows, UnwindTable};
-use super::{Marks, SLOT, Skipped, hooked_function};
+use super::{Marks, SLOT, hooked_function};
 use crate::emit::x86_64::exit_thunk::{EXIT_THUNK_SIZE, MOVED};
 use crate::emit::x86_64::side_stack::SLOT_ABOVE;
 
@@ -40,15 +38,8 @@ pub(super) fn exit_thunks(rows: &mut Rows<'_>, side_stacks: &SideStackList) {
     rows.return_address_is(&caller);
 }
 
-/// The FDEs of the bodies. `unhooked` is what returns to a thunk whose function runs unhooked, from
-/// where `rbx` is the caller's.
-pub(super) fn bodies(
-    table: &mut UnwindTable,
-    marks: &Marks,
-    unhooked: Range<u64>,
-    skipped: &Skipped,
-    side_stacks: &SideStackList,
-) {
+/// The FDEs of the bodies.
+pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, side_stacks: &SideStackList) {
     let (exit, enter) = (&marks.exit, &marks.enter);
     let mut by_slot = Expression::new();
     by_slot.find_caller(side_stacks);
@@ -95,28 +86,19 @@ pub(super) fn bodies(
     // What returns to a thunk whose function runs unhooked, and what else seldom runs.
     let mut rows = table.of(exit.end..enter.start);
     in_enter_body(&mut rows);
-    rows.at(unhooked.start);
+    rows.at(marks.unhooked_until);
     rows.same(RBX);
     // pop rax; pop rbp; and the return
     rows.advance(2);
     returns(&mut rows);
-    rows.at(unhooked.end);
+    rows.at(marks.unhooked_end);
     in_enter_body(&mut rows);
-    if let Some(moved) = skipped.moved {
-        // The thunk would look for its caller where it is to return to now.
-        rows.at(moved);
-        rows.cfa(RBP, 24);
-        rows.saved(RBP, 24);
-        rows.saved(RBX, 40);
-        rows.return_address_is(&by_slot);
-    }
-    rows.at(skipped.until);
+    // Where the caller's place is overwritten, for a return thunk, it seems to be called by the thunk
+    // twice, once from where it will return to.
+    rows.at(marks.skip_until);
     rows.same(RBX);
     rows.advance(2);
-    rows.same(RBP);
-    rows.cfa(RSP, if skipped.moved.is_some() { 16 } else { SLOT });
-    rows.at(skipped.returns);
-    rows.cfa(RSP, SLOT);
+    returns(&mut rows);
     rows.end();
 
     let mut rows = table.of(enter.start..enter.end);
