@@ -88,7 +88,8 @@ impl SideStackBodies<'_> {
 
     /// As [`emit_marked`](Self::emit_marked), with mitigations. A check is that of the programs'
     /// type, for those that a direct call does not reach. What makes a
-    /// side stack is called without one: by direct calls only, where entries are guarded.
+    /// side stack is called without one: by direct calls only, where entries are guarded. Thunks
+    /// are those of [`exit_thunk_hardened`](super::exit_thunk_hardened).
     ///
     /// # Errors
     /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)

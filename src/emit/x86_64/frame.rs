@@ -98,7 +98,8 @@ impl FrameBodies<'_> {
     }
 
     /// As [`emit_marked`](Self::emit_marked), with mitigations. A check is that of the programs'
-    /// type, for those that a direct call does not reach.
+    /// type, for those that a direct call does not reach. Thunks are those of
+    /// [`exit_thunk_hardened`](super::exit_thunk_hardened).
     ///
     /// # Errors
     /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
