@@ -217,7 +217,7 @@ impl Enter<'_> {
         restore_working(code)?;
         let returns = code.here();
         self.hardening.body_end(code)?;
-        let until = returns - AFTER_RBX;
+        let until = returns.wrapping_sub(AFTER_RBX);
         Ok((Part { start, found, until, returns, end: code.here() }, aside))
     }
 
@@ -306,7 +306,7 @@ impl Enter<'_> {
             mov_store64(code, RETURN, Reg::R11)?;
         }
         restore_working(code)?;
-        let unhooked_until = code.here() - AFTER_RBX;
+        let unhooked_until = code.here().wrapping_sub(AFTER_RBX);
         self.hardening.body_end(code)?;
 
         let full = code.here();
@@ -386,7 +386,7 @@ impl Enter<'_> {
                 mov_store64(code, CALLER, Reg::R10)?;
             }
             restore_working(code)?;
-            skip_until = code.here() - AFTER_RBX;
+            skip_until = code.here().wrapping_sub(AFTER_RBX);
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;

@@ -86,10 +86,10 @@ pub const fn exit_thunk(
 ///
 /// With a return thunk, `enter` does not return with flags that say where to go on: functions
 /// need not keep flags, and Linux's `call_depth_return_thunk` shifts its count, which changes
-/// them (arch/x86/lib/retpoline.S, Linux 6.2 and later). So nops stand in the place of both
-/// conditional jumps, and for a call that is skipped or runs unhooked `enter` returns to where
-/// they would have led: a return that the return-stack predictor does not expect, and that a
-/// hardware shadow stack forbids.
+/// them (arch/x86/lib/retpoline.S, since Linux 6.2, where it was `__x86_return_skl`). So two-byte
+/// nops stand in the place of both conditional jumps, and for a call that is skipped or runs
+/// unhooked `enter` returns to where they would have led: a return that the return-stack
+/// predictor does not expect, and that a hardware shadow stack forbids.
 ///
 /// # Errors
 /// As those of [`exit_thunk`].

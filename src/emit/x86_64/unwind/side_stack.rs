@@ -93,8 +93,8 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, side_stacks: &SideS
     returns(&mut rows);
     rows.at(marks.unhooked_end);
     in_enter_body(&mut rows);
-    // Where the caller's place is overwritten, for a return thunk, it seems to be called by the thunk
-    // twice, once from where it will return to.
+    // Where the caller's place is overwritten, for a return thunk, the thunk is seen twice: once
+    // at the place that will be returned to.
     rows.at(marks.skip_until);
     rows.same(RBX);
     rows.advance(2);
