@@ -134,7 +134,7 @@ fn hook(lab: &Lab, form: Form, hardening: Hardening, preamble: &Preamble) -> (Ho
     let kept = marks.bodies().kept;
     let tables = [
         UnwindTable::of_bodies(lab.ground.0, marks, &list),
-        UnwindTable::of_exit_thunks(start, (end - start) as usize, kept, &list),
+        UnwindTable::of_exit_thunks(start, (end - start) as usize, kept, &list, None),
     ];
     (hooks, Registered::new(&tables))
 }
