@@ -5,15 +5,18 @@ use std::collections::BTreeSet;
 
 use fentry::emit::x86_64::{
     CallDepth, Check, EntryBody, Generation, HARDENED_REPLACEMENT_SIZE, Hardening, MakeSideStack,
-    Symbols, THUNK_JUMP, THUNK_SIZE, entry_thunk, entry_thunk_hardened, is_thunk_place,
-    replacement_hardened,
+    SideStackPlace, Symbols, THUNK_JUMP, THUNK_SIZE, entry_thunk, entry_thunk_hardened,
+    is_thunk_place, replacement_hardened,
 };
-use fentry::emit::{EmitError, IndexFrom, Mitigations, Stride, Vectors};
+use fentry::emit::{EmitError, IndexFrom, Mitigations, Vectors};
 use fentry::encode::CodeBuffer;
-use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
+use iced_x86::{Mnemonic, Register};
 
+use crate::branches::branches;
+use crate::case::{Case, Form};
+use crate::jumps::is_replacement;
 use crate::paths::{Value, Walk};
-use crate::walk::{Case, Form, IMAGE, programs};
+use crate::walk::{IMAGE, SIDE_STACK, framed, modify, programs, walk};
 
 const RETURN_THUNK: u64 = 0x5400_0000;
 const INDIRECT_THUNK: u64 = 0x5400_0100;
@@ -45,85 +48,33 @@ fn each_hardening(mut each: impl FnMut(&Hardening, Check)) {
     }
 }
 
-/// What calls there are in an image.
-struct Calls {
-    all: usize,
-    /// To programs and others that a direct call does not reach.
-    far: usize,
-    /// Of those, checked ones.
-    checked: usize,
-}
-
-/// Looks at every branch among `instructions`.
-fn branches(walk: &Walk, hardening: &Hardening) -> Calls {
-    let has = |mitigation| hardening.mitigations().contains(mitigation);
-    let all: Vec<&Instruction> = walk.instructions.values().collect();
-    let mut calls = Calls { all: 0, far: 0, checked: 0 };
-    let mut counted = 0;
-    for (position, it) in all.iter().enumerate() {
-        let stopped = || all.get(position + 1).is_some_and(|i| i.mnemonic() == Mnemonic::Int3);
-        let fenced = || all[position - 1].mnemonic() == Mnemonic::Lfence;
-        let last_byte = it.next_ip() - 1;
-        let placed = last_byte % 64 >= 32;
-        let flow = it.flow_control();
-        let target = it.near_branch_target();
-        let to_thunk = flow == FlowControl::Call && Some(target) == hardening.indirect_thunk();
-        match flow {
-            FlowControl::Return => {
-                assert!(!has(Mitigations::RETURN_THUNK), "{it:?}");
-                assert!(!has(Mitigations::SLS) || stopped(), "{it:?}");
-                assert!(!has(Mitigations::ITS) || placed, "{it:?}");
-            }
-            FlowControl::UnconditionalBranch => {
-                assert!(!has(Mitigations::SLS) || stopped(), "{it:?}");
-            }
-            FlowControl::IndirectBranch | FlowControl::IndirectCall => {
-                assert!(!has(Mitigations::RETPOLINE), "{it:?}");
-                assert_eq!(it.op0_register(), Register::R11);
-                assert_eq!(has(Mitigations::LFENCE), fenced(), "{it:?}");
-                assert!(!has(Mitigations::ITS) || placed, "{it:?}");
-                let jump = flow == FlowControl::IndirectBranch;
-                assert!(!(has(Mitigations::SLS) && jump) || stopped(), "{it:?}");
-            }
-            _ => {}
-        }
-        calls.all += usize::from(matches!(flow, FlowControl::Call | FlowControl::IndirectCall));
-        calls.far += usize::from(flow == FlowControl::IndirectCall || to_thunk);
-        counted += usize::from(it.mnemonic() == Mnemonic::Sar && it.immediate8() == 5);
-        let hash = it.mnemonic() == Mnemonic::Mov && it.op0_register().size() == 4;
-        let hash = hash && [HASH, HASH.wrapping_neg()].contains(&it.immediate32());
-        calls.checked += usize::from(hash);
-    }
-    assert_eq!(
-        counted,
-        if has(Mitigations::CALL_DEPTH) { calls.all } else { 0 },
-        "counts of calls"
-    );
-    calls
-}
-
 #[test]
 fn every_path_is_balanced_and_every_branch_allowed() {
     let mut sets = BTreeSet::new();
     each_hardening(|hardening, _| {
         sets.insert(hardening.mitigations().bits());
-        let forms = [Form::SideStack(Stride::Sixteen), Form::Frame(0), Form::Frame(3)];
-        for form in forms {
+        for form in [SIDE_STACK, framed(0), framed(3)] {
             for (count, near) in [(0, true), (1, true), (3, false)] {
                 for make in [None, Some(0x7f10_0000_0000)] {
                     let vectors = Vectors::Xmm;
                     let make = make.map(|target| MakeSideStack { target, vectors });
                     let (entries, exits) = (programs(count, near), programs(count, near));
-                    let (entries, exits) = (&entries[..], &exits[..]);
-                    let case = Case { form, vectors, make, entries, exits, hardening: *hardening };
-                    let calls = branches(&case.walk(), hardening);
-                    let programs = entries.len() + case.modify().len() + exits.len();
-                    let checked = hardening.mitigations().contains(Mitigations::CFI) && !near;
-                    assert_eq!(calls.checked, if checked { programs } else { 0 });
+                    let case = Case {
+                        address: IMAGE,
+                        form,
+                        vectors,
+                        side_stack: SideStackPlace { thread_offset: -0x1000, make },
+                        entries: &entries,
+                        modify: &modify(form, &entries),
+                        exits: &exits,
+                        hardening: *hardening,
+                        hash: HASH,
+                    };
+                    let far = walk(&case).iter().filter(|call| call.through_register).count();
+                    let programs = entries.len() + case.modify.len() + exits.len();
                     let side_stack = matches!(form, Form::SideStack(_));
                     let far_make = make.is_some_and(|make| make.target >> 32 != 0) && side_stack;
-                    let far = if near { 0 } else { programs };
-                    assert_eq!(calls.far, far + usize::from(far_make));
+                    assert_eq!(far, if near { 0 } else { programs } + usize::from(far_make));
                 }
             }
         }
@@ -150,7 +101,6 @@ fn entry_bodies_are_balanced_and_every_branch_allowed() {
                 body.emit_hardened(&mut code, hardening).unwrap();
                 let mut walk = Walk::decode(code.written(), image);
                 walk.return_thunk = hardening.return_thunk();
-                walk.indirect_thunk = hardening.indirect_thunk();
                 let ends = walk.from(image);
                 walk.all_was_seen();
                 assert!(!ends.is_empty());
@@ -161,10 +111,12 @@ fn entry_bodies_are_balanced_and_every_branch_allowed() {
                     assert!(callees.iter().all(|register| !end.changed.contains(register)));
                 }
                 let found = branches(&walk, hardening);
-                assert_eq!(found.all, count);
-                assert_eq!(found.far, if near { 0 } else { count });
-                let checked = hardening.mitigations().contains(Mitigations::CFI) && !near;
-                assert_eq!(found.checked, if checked { count } else { 0 });
+                assert_eq!(found.len(), count);
+                let checked = hardening.mitigations().contains(Mitigations::CFI);
+                for (call, program) in found.iter().zip(&calls) {
+                    assert_eq!(call.through_register, !near);
+                    call.is_of(program, checked.then_some(HASH));
+                }
             }
         }
     });
@@ -209,12 +161,7 @@ fn replacements_are_jumped_to_as_mitigations_want() {
                 let mut bytes = [0; HARDENED_REPLACEMENT_SIZE];
                 let mut code = CodeBuffer::new(&mut bytes, IMAGE + place);
                 replacement_hardened(&mut code, target, hardening).unwrap();
-                let walk = Walk::decode(&bytes, IMAGE + place);
-                let found = branches(&walk, hardening);
-                assert_eq!((found.all, found.checked), (0, 0));
-                let first = walk.instructions.values().next().unwrap();
-                let loaded = [first.near_branch_target(), first.immediate64()].contains(&target);
-                assert!(loaded, "{first:?}");
+                is_replacement(&bytes, IMAGE + place, target, hardening);
             }
         }
     });

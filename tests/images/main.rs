@@ -6,8 +6,11 @@
 //! * [`golden_exit`], [`golden_frame`], [`golden_compared`] and [`walk`] do the same for images with exit programs,
 //!   which have branches; [`paths`] follows them.
 //! * [`hardened`] does the same with mitigations.
+//! * [`case`], [`branches`] and [`jumps`] say what holds for any of these, for fuzzing, too.
 //! * [`run`] executes images on this machine.
 
+mod branches;
+mod case;
 mod golden;
 mod golden_compared;
 mod golden_exit;
@@ -17,6 +20,7 @@ mod hardened;
 #[allow(dead_code, reason = "each test binary uses its own part of this")]
 #[path = "../support/hooks.rs"]
 mod hooks;
+mod jumps;
 #[cfg(target_os = "linux")]
 #[allow(dead_code, reason = "each test binary uses its own part of this")]
 #[path = "../support/mitigated.rs"]

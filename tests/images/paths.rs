@@ -45,28 +45,36 @@ pub struct End {
 #[derive(Default)]
 pub struct Walk {
     pub instructions: BTreeMap<u64, Instruction>,
-    seen: BTreeSet<(u64, State)>,
+    /// The image's address.
+    address: u64,
+    /// Where paths may meet: behind jumps.
+    meetings: BTreeSet<u64>,
+    /// What was held there, to follow nothing twice.
+    met: BTreeSet<(u64, State)>,
+    seen: BTreeSet<u64>,
     ends: BTreeSet<End>,
-    /// Direct and indirect calls.
-    pub calls: BTreeSet<u64>,
-    pub indirect: usize,
     /// A jump there is a return.
     pub return_thunk: Option<u64>,
-    /// A call of this is an indirect one.
-    pub indirect_thunk: Option<u64>,
 }
 
 impl Walk {
     /// Decodes an image; fails on a byte that is no instruction.
     pub fn decode(bytes: &[u8], address: u64) -> Self {
-        let mut walk = Self::default();
+        let mut walk = Self { address, ..Self::default() };
         let mut decoder = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE);
         while decoder.can_decode() {
             let instruction = decoder.decode();
             assert_eq!(decoder.last_error(), DecoderError::None, "at {:#x}", instruction.ip());
+            walk.meetings.insert(instruction.near_branch_target());
             walk.instructions.insert(instruction.ip(), instruction);
         }
         walk
+    }
+
+    /// The instructions as they stand, of an image that may reach across the end of addresses.
+    pub fn in_order(&self) -> impl Iterator<Item = &Instruction> {
+        let from = self.instructions.range(self.address..);
+        from.chain(self.instructions.range(..self.address)).map(|(_, instruction)| instruction)
     }
 
     /// Follows every path from `start`, and returns how they end.
@@ -80,9 +88,10 @@ impl Walk {
         let mut open = vec![(start, begin)];
         self.ends.clear();
         while let Some((ip, state)) = open.pop() {
-            if !self.seen.insert((ip, state.clone())) {
+            if self.meetings.contains(&ip) && !self.met.insert((ip, state.clone())) {
                 continue;
             }
+            self.seen.insert(ip);
             let instruction = *self.instructions.get(&ip).unwrap_or_else(|| panic!("{ip:#x}"));
             let mut state = state;
             state.step(&instruction, facts.info(&instruction).used_registers());
@@ -113,13 +122,6 @@ impl Walk {
                         matches!(rsp, Value::Aligned(at) if at % 16 == 0),
                         "{rsp:?} at {ip:#x}"
                     );
-                    let target = instruction.near_branch_target();
-                    let direct = instruction.flow_control() == FlowControl::Call;
-                    if direct && Some(target) != self.indirect_thunk {
-                        self.calls.insert(target);
-                    } else {
-                        self.indirect += 1;
-                    }
                     open.push((next, state));
                 }
                 FlowControl::Return | FlowControl::IndirectBranch => {
@@ -138,19 +140,13 @@ impl Walk {
     /// Everything was on some path, or is fill.
     pub fn all_was_seen(&self) {
         for (ip, instruction) in &self.instructions {
-            let seen = self.seen.range((*ip, State::least())..).next();
-            let seen = seen.is_some_and(|(at, _)| at == ip);
+            let seen = self.seen.contains(ip);
             assert!(seen || instruction.mnemonic() == Mnemonic::Int3, "nothing runs {ip:#x}");
         }
     }
 }
 
 impl State {
-    /// The first in order, to begin a search with.
-    fn least() -> Self {
-        Self { registers: BTreeMap::new(), stack: BTreeMap::new(), flags: None }
-    }
-
     fn end(&self, by: Mnemonic) -> End {
         let same = |register| self.registers[&register] == Value::Original(register);
         let general = (0..16).map(|number| Register::RAX + number);
