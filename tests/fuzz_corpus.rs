@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "images/branches.rs"]
+mod branches;
+#[path = "images/case.rs"]
+mod case;
 #[expect(dead_code, reason = "tests of the encoder use more of it")]
 #[path = "encode_x86_64/check.rs"]
 mod check;
@@ -10,6 +14,10 @@ mod check;
 mod checks;
 #[path = "encode_x86_64/forms.rs"]
 mod forms;
+#[path = "images/jumps.rs"]
+mod jumps;
+#[path = "images/paths.rs"]
+mod paths;
 
 /// Runs `check` on every seed of `target`, and on random bytes.
 fn replay(target: &str, check: fn(&[u8])) {
@@ -46,6 +54,11 @@ fn encode() {
 #[test]
 fn entry_body() {
     replay("entry_body", checks::entry_body::check);
+}
+
+#[test]
+fn exit_bodies() {
+    replay("exit_bodies", checks::exit_bodies::check);
 }
 
 #[test]

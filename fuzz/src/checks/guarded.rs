@@ -4,13 +4,14 @@
 use fentry::addr::Origin;
 use fentry::emit::kcfi::without_landing_pad;
 use fentry::emit::x86_64::{
-    Arity, BHI_STUB_MAX, Bhi, CallDepth, CallTable, Check, Dispatcher, FineIbt, Generation,
-    Hardening, HashPlace, Kcfi, Preamble, Symbols, bhi_stub,
+    Arity, BHI_STUB_MAX, Bhi, CallTable, Check, Dispatcher, FineIbt, Generation, Hardening,
+    HashPlace, Kcfi, Preamble, bhi_stub,
 };
-use fentry::emit::{EmitError, Mitigations, Stride};
-use fentry::encode::{CodeBuffer, EncodeError};
+use fentry::emit::{Mitigations, Stride};
+use fentry::encode::CodeBuffer;
 
 use super::flow::{Flow, Stop};
+use super::guard::{Guard, emitted, guard};
 use super::input::Input;
 
 const RAX: usize = 0;
@@ -20,47 +21,7 @@ const GENERATIONS: [Generation; 3] = [Generation::Original, Generation::Short, G
 /// Where the index is in what programs get first.
 const INDEX: u64 = 64;
 
-/// Mitigations and where their thunks are.
-struct Guard {
-    hardening: Hardening,
-    symbols: Symbols,
-}
-
-/// Any set of mitigations, with thunks mostly in reach of `near`.
-fn guard(input: &mut Input<'_>, near: u64, check: Check) -> Option<Guard> {
-    let set = Mitigations::from_bits_retain(input.u16()) & Mitigations::all();
-    let symbols = Symbols {
-        indirect_thunk: Some(input.address(near)),
-        return_thunk: Some(input.address(near)),
-        call_depth: Some(if input.u8() & 1 == 0 {
-            CallDepth::Absolute(input.i32())
-        } else {
-            CallDepth::RipRelative(input.address(near))
-        }),
-        check,
-    };
-    match Hardening::new(set, symbols) {
-        // One place cannot be both.
-        Ok(_) if symbols.indirect_thunk == symbols.return_thunk => None,
-        Ok(hardening) => Some(Guard { hardening, symbols }),
-        Err(error) => {
-            assert!(!error.to_string().is_empty());
-            None
-        }
-    }
-}
-
 impl Guard {
-    fn has(&self, mitigation: Mitigations) -> bool {
-        self.hardening.mitigations().contains(mitigation)
-    }
-
-    /// Whether one of the thunks is among these bytes.
-    fn is_in(&self, at: u64, len: usize) -> bool {
-        let thunks = [self.symbols.indirect_thunk, self.symbols.return_thunk];
-        thunks.into_iter().flatten().any(|thunk| thunk.wrapping_sub(at) < len as u64)
-    }
-
     /// A machine that knows the thunks that are in use.
     fn flow<'a>(&self, code: Vec<(u64, &'a [u8])>) -> Flow<'a> {
         let mut flow = Flow::new(code);
@@ -72,32 +33,6 @@ impl Guard {
         }
         flow
     }
-}
-
-/// What `emit` emits at `at`, in a buffer of `max` bytes; nothing where a target is out of
-/// reach. A buffer that is too small is refused.
-fn emitted<T>(
-    at: u64,
-    max: usize,
-    emit: impl Fn(&mut CodeBuffer<'_>) -> Result<T, EmitError>,
-) -> Option<(Vec<u8>, T)> {
-    let mut bytes = vec![0; max];
-    let mut code = CodeBuffer::new(&mut bytes, at);
-    let result = match emit(&mut code) {
-        Ok(result) => result,
-        Err(EmitError::Encode(EncodeError::OutOfRange { .. })) => return None,
-        Err(error) => panic!("{error}"),
-    };
-    let len = code.position();
-    bytes.truncate(len);
-    for short in [0, len / 2, len.saturating_sub(1)] {
-        if short < len {
-            let mut small = vec![0; short];
-            let refused = emit(&mut CodeBuffer::new(&mut small, at)).err();
-            assert!(matches!(refused, Some(EmitError::Encode(EncodeError::Overflow { .. }))));
-        }
-    }
-    Some((bytes, result))
 }
 
 /// Whether two pieces of code are in each other's way, or one in that of a thunk.

@@ -2,7 +2,9 @@
 
 pub mod encode;
 pub mod entry_body;
+pub mod exit_bodies;
 mod flow;
+mod guard;
 pub mod guarded;
 mod input;
 pub mod layout;
