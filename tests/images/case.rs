@@ -10,7 +10,7 @@ use fentry::emit::x86_64::{
     Bodies, CalledTrampoline, FrameBodies, Hardening, Kept, SideStackBodies, SideStackPlace,
     SwapBodies,
 };
-use fentry::emit::{CookiePlace, EmitError, IndexFrom, Mitigations, ProgramCall, Vectors};
+use fentry::emit::{CookiePlace, EmitError, IndexFrom, Mitigations, ProgramCall, Stride, Vectors};
 use fentry::encode::CodeBuffer;
 use iced_x86::{Code, Mnemonic, Register};
 
@@ -118,6 +118,7 @@ impl Case<'_> {
             self.exit(walk.from(bodies.exit));
         }
         walk.all_was_seen();
+        self.places(&walk);
         let calls = branches(&walk, &self.hardening);
         let expected = self.calls();
         assert_eq!(calls.len(), expected.len(), "{calls:?}");
@@ -131,6 +132,30 @@ impl Case<'_> {
             }
         }
         calls
+    }
+
+    /// That side stacks and functions' entries are looked for where they are said to be.
+    fn places(&self, walk: &Walk) {
+        let on_side_stack = matches!(self.form, Form::SideStack(_) | Form::Swap { .. });
+        let thread = walk.in_order().filter(|it| it.segment_prefix() == Register::FS);
+        let thread: BTreeSet<_> =
+            thread.map(|it| (it.memory_base(), it.memory_displacement64().cast_signed())).collect();
+        let offset = i64::from(self.side_stack.thread_offset);
+        assert_eq!(thread.contains(&(Register::None, offset)), on_side_stack);
+        assert_eq!(thread.len(), usize::from(on_side_stack), "{thread:x?}");
+        if let Form::SideStack(functions) | Form::Frame(functions, _) = self.form {
+            let indexed = (Register::R10, Register::R11, 8);
+            let mut all = walk.in_order();
+            let load = all.find(|it| it.memory_index() == indexed.1).expect("a function's entry");
+            let place = (load.memory_base(), load.memory_index(), load.memory_index_scale());
+            assert_eq!((place, load.memory_displacement64()), (indexed, 0));
+            let before: Vec<_> = walk.in_order().take_while(|it| it.ip() != load.ip()).collect();
+            let doubles = before.last().is_some_and(|it| it.mnemonic() == Mnemonic::Add);
+            assert_eq!(doubles, functions.stride == Stride::Sixteen);
+            let column = before[before.len() - 1 - usize::from(doubles)];
+            let loaded = (column.mnemonic(), column.op0_register(), column.immediate(1));
+            assert_eq!(loaded, (Mnemonic::Mov, Register::R10, functions.column));
+        }
     }
 
     /// The calls, in the order in which they stand.
