@@ -16,10 +16,11 @@ use functions::{Copy, DEEPEST};
 use hooks::{Form, Hooks, own_bytes, side_stack};
 use support::{Work, interleaved, median, ratio};
 
-const FORMS: [(Form, &str); 5] = [
+const FORMS: [(Form, &str); 6] = [
     (Form::Unhooked, "unhooked"),
     (Form::Floor, "floor"),
     (Form::SideStack, "side-stack"),
+    (Form::Frame, "frame"),
     (Form::Called, "called"),
     (Form::Swap, "swap"),
 ];
@@ -79,23 +80,25 @@ fn main() {
             let cells: Vec<String> =
                 times.iter().map(|times| format!("{:>12.2}", median(times) / each)).collect();
             println!("{depth:>6} {count:>9} {}", cells.concat());
-            let [unhooked, floor, ours, called, swap] = &times[..] else {
+            let [unhooked, floor, side_stack, frame, called, swap] = &times[..] else {
                 unreachable!("one column for each form")
             };
             let added = |times: &[f64]| -> Vec<f64> {
                 times.iter().zip(unhooked).map(|(hooked, unhooked)| hooked - unhooked).collect()
             };
             let ns = |times: &[f64]| median(&added(times)) / each;
-            lines.push(format!(
-                "chain: depth={depth} functions={count} form=side-stack added_ns={:.2} \
-                 called_added_ns={:.2} swap_added_ns={:.2} ratio_to_called={:.3} \
-                 ratio_to_floor={:.3}",
-                ns(ours),
-                ns(called),
-                ns(swap),
-                ratio(&added(ours), &added(called)),
-                ratio(ours, floor),
-            ));
+            for (form, ours) in [("side-stack", side_stack), ("frame", frame)] {
+                lines.push(format!(
+                    "chain: depth={depth} functions={count} form={form} added_ns={:.2} \
+                     called_added_ns={:.2} swap_added_ns={:.2} ratio_to_called={:.3} \
+                     ratio_to_floor={:.3}",
+                    ns(ours),
+                    ns(called),
+                    ns(swap),
+                    ratio(&added(ours), &added(called)),
+                    ratio(ours, floor),
+                ));
+            }
         }
     }
     for line in lines {

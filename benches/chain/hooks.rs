@@ -5,8 +5,8 @@ use core::ptr::{self, NonNull};
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{
-    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, Kept, SideStack, SideStackBodies, SideStackPlace,
-    SwapBodies, exit_thunk,
+    Bodies, CalledTrampoline, EXIT_THUNK_SIZE, FrameBodies, Kept, SideStack, SideStackBodies,
+    SideStackPlace, SwapBodies, exit_thunk,
 };
 use fentry::emit::{CookiePlace, IndexFrom, ProgramCall, Stride, Vectors};
 use fentry::encode::x86_64::{Reg, call, call_bytes, jmp, jmp_bytes, mov_imm32, pop};
@@ -22,6 +22,8 @@ pub enum Form {
     /// Hand-written, balanced.
     Floor,
     SideStack,
+    /// All state on the ordinary stack: it is known that nothing else is an argument there.
+    Frame,
     /// Called from the patch site, with a frame skipped.
     Called,
     /// The return address swapped, returning with a jump.
@@ -127,7 +129,7 @@ impl<'a> Hooks<'a> {
                     self.emit(at, size, thunk).expect("it is 26 bytes");
                     jmp_bytes(entry, at)
                 }
-                Form::SideStack => {
+                Form::SideStack | Form::Frame => {
                     let thunk = |code: &mut CodeBuffer<'_>| exit_thunk(code, index, bodies, origin);
                     self.emit(at, size, thunk).expect("it is 32 bytes");
                     jmp_bytes(entry, at)
@@ -167,6 +169,9 @@ impl<'a> Hooks<'a> {
         code: &mut CodeBuffer<'_>,
     ) -> Bodies {
         let (vectors, side_stack) = (Vectors::Untouched, self.side_stack);
+        let column = self.functions.as_ptr() as u64;
+        let functions = CookiePlace { column, stride: Stride::Eight };
+        let modify = &[];
         match self.form {
             Form::Unhooked | Form::Called => Bodies { enter: 0, exit: 0, kept: Kept::OnSideStack },
             Form::Floor => Bodies {
@@ -175,11 +180,14 @@ impl<'a> Hooks<'a> {
                 kept: Kept::OnSideStack,
             },
             Form::SideStack => {
-                let column = self.functions.as_ptr() as u64;
-                let functions = CookiePlace { column, stride: Stride::Eight };
-                let modify = &[];
                 let bodies =
                     SideStackBodies { functions, side_stack, vectors, entries, modify, exits };
+                bodies.emit(code).expect("it fits")
+            }
+            Form::Frame => {
+                let stack_arguments = 0;
+                let bodies =
+                    FrameBodies { functions, stack_arguments, vectors, entries, modify, exits };
                 bodies.emit(code).expect("it fits")
             }
             Form::Swap => {

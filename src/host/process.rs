@@ -17,6 +17,7 @@ use super::shared::Shared;
 use super::side_stacks::{self, Missed};
 use super::state::State;
 use super::threads;
+use super::unwind;
 use super::visible::{Visibility, VisibilityError};
 use crate::patch::Protocol;
 
@@ -254,7 +255,8 @@ impl Process {
     /// What programs at the exit of functions did not see.
     #[must_use]
     pub fn missed(&self) -> Missed {
-        side_stacks::missed()
+        let of_side_stacks = side_stacks::missed();
+        Missed { abandoned: of_side_stacks.abandoned + unwind::left(), ..of_side_stacks }
     }
 
     /// Shows code that is emitted from now on to tools that look at this process: call it

@@ -193,7 +193,9 @@ fn all() -> impl Iterator<Item = &'static Owned> {
 pub struct Missed {
     /// The functions were left without a return, by an exception or `longjmp`, or their thread
     /// ended inside: entry programs ran, and no exit programs. Counted when the thread next
-    /// enters or leaves a hooked function.
+    /// enters or leaves a hooked function. Of functions whose arguments on the stack
+    /// [are known](super::Process::set_stack_arguments), counted are those that an exception
+    /// leaves, at once, and none that `longjmp` leaves.
     pub abandoned: u64,
     /// The thread was in more hooked functions than [`SIDE_STACK_DEPTH`]: no program ran.
     pub overflowed: u64,
@@ -201,7 +203,7 @@ pub struct Missed {
     pub without_side_stack: u64,
 }
 
-/// What was missed so far.
+/// What was missed so far, by functions whose state is on side stacks.
 pub(super) fn missed() -> Missed {
     let without_side_stack = WITHOUT.load(Ordering::Relaxed);
     all().fold(Missed { without_side_stack, ..Missed::default() }, |missed, owned| Missed {

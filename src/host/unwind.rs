@@ -4,15 +4,20 @@
 //! cancellation. libgcc before version 13 goes through all tables one by one, for every frame
 //! (gcc, `libgcc/unwind-dw2-fde.c`): so there is one for thunks of a kind as far as they stand
 //! side by side, however many there are.
+//!
+//! A function with exit programs whose state is on the ordinary stack leaves no trace when an
+//! exception passes: the unwinder itself says so, to what counts these functions.
 
+use core::ffi::{c_int, c_void};
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
 use std::collections::BTreeMap;
 
 use super::locks;
 use super::side_stacks;
 use crate::attach::Emitted;
-use crate::emit::x86_64::UnwindTable;
+use crate::emit::x86_64::{Kept, UnwindTable};
 
 /// The table of what was emitted.
 pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable {
@@ -26,9 +31,42 @@ pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable
         }
         Emitted::Image { .. } => UnwindTable::of_entry_body(address, size),
         Emitted::ExitThunk { kept, .. } => {
-            UnwindTable::of_exit_thunks(address, size, kept, &side_stacks)
+            let personality = match kept {
+                // Counted when its frame is found to be left.
+                Kept::OnSideStack => None,
+                Kept::OnStack => Some(count_left as *const () as u64),
+            };
+            UnwindTable::of_exit_thunks(address, size, kept, &side_stacks, personality)
         }
     }
+}
+
+/// Functions that were left by an exception, of those that keep their state on the stack.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// How many functions that have no frame on a side stack were left by an exception.
+pub(super) fn left() -> u64 {
+    LEFT.load(Ordering::Relaxed)
+}
+
+/// `_UA_CLEANUP_PHASE`: frames are left now, and not only looked at.
+const CLEANUP_PHASE: c_int = 2;
+/// `_URC_CONTINUE_UNWIND`.
+const CONTINUE_UNWIND: c_int = 8;
+
+/// What an unwinder calls for each thunk between an exception and who catches it: a personality
+/// routine (Itanium C++ ABI, Exception Handling, section 2.5.2).
+extern "C" fn count_left(
+    _version: c_int,
+    actions: c_int,
+    _class: u64,
+    _exception: *mut c_void,
+    _context: *mut c_void,
+) -> c_int {
+    if actions & CLEANUP_PHASE != 0 {
+        LEFT.fetch_add(1, Ordering::Relaxed);
+    }
+    CONTINUE_UNWIND
 }
 
 // SAFETY: libgcc_s, which every Rust program on a GNU system is linked to, has these functions

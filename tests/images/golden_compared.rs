@@ -120,29 +120,30 @@ fn swap_without_programs() {
             +316 jae 0x50000098
             +322 lea r10, [rbx + 0xb0]
             +329 mov [rax], r10
-            +332 mov [rbx + 0x58], rbp
-            +336 mov [rbx], rdi
-            +339 mov [rbx + 8], rsi
-            +343 mov [rbx + 0x10], rdx
-            +347 mov [rbx + 0x18], rcx
-            +351 mov [rbx + 0x20], r8
-            +355 mov [rbx + 0x28], r9
-            +359 mov [rbx + 0x40], r11
-            +363 mov dword ptr [rbx + 0x44], 3
-            +370 mov r10, [rbp + 0x10]
-            +374 mov [rbx + 0x68], r10
-            +378 mov r10, [rbp + 8]
-            +382 lea r10, [r10 - 5]
-            +386 mov [rbx + 0x48], r10
-            +390 lea r11, [0x50000040]
-            +397 mov [rbp + 0x10], r11
-            +401 test rsp, rsp
-            +404 pop r10
-            +406 pop rbx
-            +407 pop rax
-            +408 pop rbp
-            +409 ret
-            +410 int3
+            +332 mov [rbx], rdi
+            +335 mov [rbx + 8], rsi
+            +339 mov [rbx + 0x10], rdx
+            +343 mov [rbx + 0x18], rcx
+            +347 mov [rbx + 0x20], r8
+            +351 mov [rbx + 0x28], r9
+            +355 mov r10, 0x300000000
+            +365 add r10, r11
+            +368 mov [rbx + 0x40], r10
+            +372 mov r10, [rbp + 8]
+            +376 lea r10, [r10 - 5]
+            +380 mov [rbx + 0x48], r10
+            +384 mov [rbx + 0x58], rbp
+            +388 mov r10, [rbp + 0x10]
+            +392 mov [rbx + 0x68], r10
+            +396 lea r11, [0x50000040]
+            +403 mov [rbp + 0x10], r11
+            +407 test rsp, rsp
+            +410 pop r10
+            +412 pop rbx
+            +413 pop rax
+            +414 pop rbp
+            +415 ret
+            +416 int3
         "#]],
     );
 }

@@ -220,44 +220,45 @@ fn side_stack_one_program_each() {
             +436 jae 0x500000ca
             +442 lea r10, [rbx + 0xb0]
             +449 mov [rax], r10
-            +452 mov [rbx + 0x58], rbp
-            +456 mov [rbx], rdi
-            +459 mov [rbx + 8], rsi
-            +463 mov [rbx + 0x10], rdx
-            +467 mov [rbx + 0x18], rcx
-            +471 mov [rbx + 0x20], r8
-            +475 mov [rbx + 0x28], r9
-            +479 mov [rbx + 0x40], r11
-            +483 mov dword ptr [rbx + 0x44], 1
-            +490 mov r10, [rbp + 0x10]
-            +494 mov [rbx + 0x68], r10
-            +498 mov r10, [rbp + 8]
-            +502 mov [rbx + 0x60], r10
-            +506 mov r10, 0x7d0000000000
-            +516 mov r10, [r10 + r11*8]
-            +520 mov [rbx + 0x48], r10
-            +524 and rsp, 0xfffffffffffffff0
-            +528 mov eax, [rbx + 0x40]
-            +531 mov r11, 0x7e0000000000
-            +541 add rax, rax
-            +544 mov rsi, [r11 + rax*8]
-            +548 lea rdi, [rbx]
-            +551 call 0x50001000
-            +556 mov qword ptr [rsp - 8], 0
-            +565 mov rdi, [rbx]
-            +568 mov rsi, [rbx + 8]
-            +572 mov rdx, [rbx + 0x10]
-            +576 mov rcx, [rbx + 0x18]
-            +580 mov r8, [rbx + 0x20]
-            +584 mov r9, [rbx + 0x28]
-            +588 lea rsp, [rbp - 0x18]
-            +592 test rsp, rsp
-            +595 pop r10
-            +597 pop rbx
-            +598 pop rax
-            +599 pop rbp
-            +600 ret
-            +601 int3
+            +452 mov [rbx], rdi
+            +455 mov [rbx + 8], rsi
+            +459 mov [rbx + 0x10], rdx
+            +463 mov [rbx + 0x18], rcx
+            +467 mov [rbx + 0x20], r8
+            +471 mov [rbx + 0x28], r9
+            +475 mov r10, 0x100000000
+            +485 add r10, r11
+            +488 mov [rbx + 0x40], r10
+            +492 mov r10, 0x7d0000000000
+            +502 mov r10, [r10 + r11*8]
+            +506 mov [rbx + 0x48], r10
+            +510 mov [rbx + 0x58], rbp
+            +514 mov r10, [rbp + 8]
+            +518 mov [rbx + 0x60], r10
+            +522 mov r10, [rbp + 0x10]
+            +526 mov [rbx + 0x68], r10
+            +530 and rsp, 0xfffffffffffffff0
+            +534 mov eax, [rbx + 0x40]
+            +537 mov r11, 0x7e0000000000
+            +547 add rax, rax
+            +550 mov rsi, [r11 + rax*8]
+            +554 lea rdi, [rbx]
+            +557 call 0x50001000
+            +562 mov qword ptr [rsp - 8], 0
+            +571 mov rdi, [rbx]
+            +574 mov rsi, [rbx + 8]
+            +578 mov rdx, [rbx + 0x10]
+            +582 mov rcx, [rbx + 0x18]
+            +586 mov r8, [rbx + 0x20]
+            +590 mov r9, [rbx + 0x28]
+            +594 lea rsp, [rbp - 0x18]
+            +598 test rsp, rsp
+            +601 pop r10
+            +603 pop rbx
+            +604 pop rax
+            +605 pop rbp
+            +606 ret
+            +607 int3
         "#]],
     );
 }

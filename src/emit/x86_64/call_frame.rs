@@ -9,7 +9,7 @@ use crate::emit::context::state;
 use crate::emit::{CookiePlace, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, Scale, add_imm, add_reg, and_imm, jcc, mov_imm64, mov_load32, mov_load64,
-    mov_store_imm32, mov_store_imm64, mov_store32, mov_store64, test_reg,
+    mov_store_imm64, mov_store32, mov_store64, test_reg,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -40,12 +40,14 @@ pub(super) fn keep_arguments(code: &mut CodeBuffer<'_>) -> Result<(), EncodeErro
     Ok(())
 }
 
-/// Stores the index, in `r11`, to the frame at `rbx`, and what the frame says of itself, where
-/// it is the context of entry programs.
+/// Stores the index, in `r11`, to the frame at `rbx`, and with it, in one word, what the frame
+/// says of itself, where it is the context of entry programs. Changes `r10`.
 pub(super) fn keep_index(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result<(), EncodeError> {
-    mov_store64(code, frame!(Reg::Rbx, index), Reg::R11)?;
     let shown = state::FRAME_IS_ADDRESS | state::width(vectors);
-    mov_store_imm32(code, frame!(Reg::Rbx, state), shown)
+    // How many stores a call makes is what its time depends on most.
+    mov_imm64(code, Reg::R10, u64::from(shown) << 32)?;
+    add_reg(code, Reg::R10, Reg::R11)?;
+    mov_store64(code, frame!(Reg::Rbx, index), Reg::R10)
 }
 
 /// Loads the entry of the function with the index in `r11` into `r10`. Changes `r11`.

@@ -248,23 +248,25 @@ impl Enter<'_> {
         // From here on a signal handler leaves the frame alone.
         lea(code, Reg::R10, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         mov_store64(code, Mem::at(Reg::Rax, field::TOP), Reg::R10)?;
-        mov_store64(code, frame!(Reg::Rbx, slot), Reg::Rbp)?;
+        // In the order of the frame, because a core may join stores to one line of the cache
+        // that follow each other.
         keep_arguments(code)?;
         keep_index(code, self.vectors)?;
-        mov_load64(code, Reg::R10, CALLER)?;
-        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
-        mov_load64(code, Reg::R10, RETURN)?;
         match self.form {
-            Form::Thunk { functions, .. } => {
-                mov_store64(code, frame!(Reg::Rbx, through), Reg::R10)?;
-                load_function(code, functions)?;
-                mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
-            }
+            Form::Thunk { functions, .. } => load_function(code, functions)?,
             Form::Swap { return_to_entry, .. } => {
+                mov_load64(code, Reg::R10, RETURN)?;
                 lea(code, Reg::R10, Mem::at(Reg::R10, -i32::from(return_to_entry)))?;
-                mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
             }
         }
+        mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
+        mov_store64(code, frame!(Reg::Rbx, slot), Reg::Rbp)?;
+        if let Form::Thunk { .. } = self.form {
+            mov_load64(code, Reg::R10, RETURN)?;
+            mov_store64(code, frame!(Reg::Rbx, through), Reg::R10)?;
+        }
+        mov_load64(code, Reg::R10, CALLER)?;
+        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
         clear_sessions(code, self.calls, self.exits)
     }
 

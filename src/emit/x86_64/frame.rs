@@ -174,10 +174,10 @@ impl FrameBodies<'_> {
         keep_index(code, self.vectors)?;
         load_function(code, self.functions)?;
         mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
-        mov_load64(code, Reg::R10, CALLER)?;
-        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
         lea(code, Reg::R10, PLACE)?;
         mov_store64(code, frame!(Reg::Rbx, slot), Reg::R10)?;
+        mov_load64(code, Reg::R10, CALLER)?;
+        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
         clear_sessions(code, self.entries, self.exits)
     }
 

@@ -69,14 +69,20 @@ impl UnwindTable {
 
     /// Of [exit thunks](super::exit_thunk), `size` bytes of them, of which all keep the return
     /// address there. Callers are found on `side_stacks`.
+    ///
+    /// `personality` is the address of a personality routine (Itanium C++ ABI, Exception Handling,
+    /// section 2.5.2), if there is to be one: an unwinder calls it for each function that an
+    /// exception leaves, of those that have these thunks. It finds nothing about the function but
+    /// where its thunk is, and answers that unwinding goes on.
     #[must_use]
     pub fn of_exit_thunks(
         address: u64,
         size: usize,
         kept: Kept,
         side_stacks: &SideStackList,
+        personality: Option<u64>,
     ) -> Self {
-        let mut table = Self::new();
+        let mut table = Self::with_personality(personality);
         let mut rows = table.of(address..address + size as u64);
         // One row for all of them: what holds, the place in the thunk says.
         match kept {

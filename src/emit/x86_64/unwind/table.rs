@@ -17,6 +17,9 @@ const VAL_EXPRESSION: u8 = 0x16;
 const ADVANCE: u8 = 0x40;
 const OFFSET: u8 = 0x80;
 
+/// `DW_EH_PE_absptr`: an address as it is.
+const ABSOLUTE: u8 = 0x00;
+
 /// Bytes of a word, and what the places of saved registers are counted in.
 const WORD: u8 = 8;
 /// Minus eight, signed LEB128.
@@ -27,16 +30,30 @@ const DATA_ALIGNMENT: u8 = 0x78;
 pub struct UnwindTable {
     bytes: [u8; MAX],
     len: usize,
+    /// Whether the CIE has an augmentation, of which each FDE then has a part.
+    augmented: bool,
 }
 
 impl UnwindTable {
     /// The CIE, which says what holds at a function's entry.
     pub(super) fn new() -> Self {
-        let mut table = Self { bytes: [0; MAX], len: 0 };
-        // Its length, its identity, version 1, no augmentation, code is counted in bytes.
-        table.add(&[20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, DATA_ALIGNMENT, RETURN_ADDRESS]);
+        Self::with_personality(None)
+    }
+
+    /// The same, and what an exception calls that passes.
+    pub(super) fn with_personality(personality: Option<u64>) -> Self {
+        let mut table = Self { bytes: [0; MAX], len: 0, augmented: personality.is_some() };
+        // Its length comes later; its identity, version 1.
+        table.add(&[0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        table.add(if table.augmented { b"zP\0" } else { b"\0" });
+        // Code is counted in bytes.
+        table.add(&[1, DATA_ALIGNMENT, RETURN_ADDRESS]);
+        if let Some(personality) = personality {
+            table.add(&[1 + size_of::<u64>() as u8, ABSOLUTE]);
+            table.add(&personality.to_le_bytes());
+        }
         table.add(&[DEF_CFA, RSP, WORD, OFFSET | RETURN_ADDRESS, 1]);
-        table.len = table.len.next_multiple_of(8);
+        table.close(0);
         table
     }
 
@@ -48,6 +65,10 @@ impl UnwindTable {
         self.add(&(start as u32 + 4).to_le_bytes());
         self.add(&code.start.to_le_bytes());
         self.add(&code.end.wrapping_sub(code.start).to_le_bytes());
+        if self.augmented {
+            // Nothing more is said of this code.
+            self.add(&[0]);
+        }
         Rows { start, here: code.start, end: code.end, table: self }
     }
 
@@ -74,6 +95,15 @@ impl UnwindTable {
     #[must_use]
     pub fn entries(&self) -> &[u8] {
         self.bytes.get(..self.len.saturating_sub(4)).unwrap_or(&[])
+    }
+
+    /// Fills up the entry that began at `start`, and says how long it has become.
+    fn close(&mut self, start: usize) {
+        self.len = self.len.next_multiple_of(8);
+        let len = self.len.saturating_sub(start + 4) as u32;
+        if let Some(place) = self.bytes.get_mut(start..start + 4) {
+            place.copy_from_slice(&len.to_le_bytes());
+        }
     }
 
     fn add(&mut self, bytes: &[u8]) {
@@ -174,13 +204,9 @@ impl Rows<'_> {
         self.table.add(bytes);
     }
 
-    /// Fills up, and says how long the FDE has become.
+    /// No row follows.
     pub(super) fn end(self) {
         let Self { table, start, .. } = self;
-        table.len = table.len.next_multiple_of(8);
-        let len = table.len.saturating_sub(start + 4) as u32;
-        if let Some(place) = table.bytes.get_mut(start..start + 4) {
-            place.copy_from_slice(&len.to_le_bytes());
-        }
+        table.close(start);
     }
 }
