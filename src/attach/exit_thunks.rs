@@ -12,7 +12,7 @@ use super::set::Form;
 use super::thunk_block::{BLOCK_SIZE, THUNKS, ThunkBlock, place};
 use super::{AttachError, Embedder, Emitted, Engine, FunctionId, ImageMemory};
 use crate::addr::Origin;
-use crate::emit::x86_64::{EXIT_THUNK_SIZE, exit_thunk};
+use crate::emit::x86_64::{EXIT_THUNK_SIZE, exit_thunk_hardened};
 use crate::encode::CodeBuffer;
 use crate::metadata::Column;
 
@@ -48,7 +48,8 @@ impl<E: Embedder> Engine<E> {
         let bodies = set.bodies;
         let mut bytes = [0; EXIT_THUNK_SIZE];
         let mut code = CodeBuffer::new(&mut bytes, thunk);
-        exit_thunk(&mut code, id.0, bodies, replaced.map_or(origin, |_| Origin::new(set.image)))?;
+        let origin = replaced.map_or(origin, |_| Origin::new(set.image));
+        exit_thunk_hardened(&mut code, id.0, bodies, origin, &self.parts.hardening)?;
         // SAFETY: from `allocate`; nothing leads to this thunk, which was not there.
         unsafe { images.write(thunk, &bytes) }
             .map_err(|cause| AttachError::no_image(region, cause))?;

@@ -14,7 +14,7 @@ bitflags! {
     /// | `RETPOLINE` | x86-64 | indirect calls and jumps by way of the embedder's thunk |
     /// | `RETURN_THUNK` | x86-64 | a jump to the embedder's thunk in the place of `ret` |
     /// | `LFENCE` | x86-64 | `lfence` before indirect calls and jumps |
-    /// | `SLS` | both | a stop behind returns and indirect jumps, on x86-64 behind direct ones, too |
+    /// | `SLS` | both | a stop behind returns and indirect jumps, on x86-64 behind direct ones, too, but for those of thunks |
     /// | `ITS` | x86-64 | indirect branches and returns in the upper half of a cache line |
     /// | `CALL_DEPTH` | x86-64 | the count of calls before each call |
     /// | `CFI` | both | a check of the callee's type before each indirect call |
@@ -32,7 +32,10 @@ bitflags! {
         /// branch target buffer (`__x86_indirect_thunk_r11` in Linux).
         const RETPOLINE = 1 << 0;
         /// Retbleed, SRSO, call depth and ITS: a function returns through the embedder's
-        /// thunk (`x86_return_thunk` in Linux).
+        /// thunk (`x86_return_thunk` in Linux). It may change the flags and nothing else, as a
+        /// function may that returns nothing: `call_depth_return_thunk` does. Thunks of functions
+        /// with exit programs are then others
+        /// ([`exit_thunk_hardened`](super::x86_64::exit_thunk_hardened)).
         const RETURN_THUNK = 1 << 1;
         /// Spectre v2 on processors where it suffices: an indirect branch waits for everything
         /// before it.
@@ -40,6 +43,11 @@ bitflags! {
         /// Straight-line speculation: behind a return or a jump stands something that is not
         /// speculated past: `int3` on x86-64, `dsb sy` and `isb` on arm64 (`-mharden-sls` of gcc
         /// and clang).
+        ///
+        /// Direct jumps of thunks have none: the 32 bytes of an exit thunk are full, and so are the
+        /// 16 of an entry thunk that jumps to a return thunk. Behind such a jump there is another
+        /// direct jump, the next thunk or `int3`; compilers that are asked for stops put none
+        /// behind direct jumps (gcc 12: `-mharden-sls=all` is "return" and "indirect-jmp").
         const SLS = 1 << 3;
         /// Indirect target selection (CVE-2024-28956): the last byte of an indirect branch's or
         /// return's opcode stands in the upper half of a 64-byte line, where it is predicted

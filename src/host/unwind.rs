@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use super::locks;
 use super::side_stacks;
 use crate::attach::Emitted;
-use crate::emit::x86_64::{Kept, UnwindTable};
+use crate::emit::x86_64::{Hardening, Kept, UnwindTable};
 
 /// The table of what was emitted.
 pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable {
@@ -29,7 +29,7 @@ pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable
         Emitted::Image { entries: [[], _], .. } | Emitted::EntryThunk { .. } => {
             UnwindTable::of_jumps(address, size)
         }
-        Emitted::Image { .. } => UnwindTable::of_entry_body(address, size),
+        Emitted::Image { .. } => UnwindTable::of_entry_body(address, size, &Hardening::NONE),
         Emitted::ExitThunk { kept, .. } => {
             let personality = match kept {
                 // Counted when its frame is found to be left.

@@ -100,9 +100,18 @@ impl Bench {
     }
 
     pub fn hardened(protocol: Protocol, kinds: &[Kind], hardening: Hardening) -> Self {
+        Self::of_parts(protocol, kinds, |parts| Parts { hardening, ..parts })
+    }
+
+    /// With other parts than the world's.
+    pub fn of_parts(
+        protocol: Protocol,
+        kinds: &[Kind],
+        change: impl FnOnce(Parts<World>) -> Parts<World>,
+    ) -> Self {
         let world = World::new();
         let traps = Box::leak(Box::new(TrapResolver::new()));
-        let parts = Parts { hardening, ..world.parts() };
+        let parts = change(world.parts());
         let mut engine = Engine::new(parts, protocol, traps).unwrap();
         let mut functions = Vec::new();
         let mut texts = BTreeMap::<_, Vec<u8>>::new();

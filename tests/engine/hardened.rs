@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use fentry::attach::Cookies;
+use fentry::attach::{Attachment, Cookies, Parts, ProgramKind};
 use fentry::emit::Mitigations;
-use fentry::emit::x86_64::{CallDepth, Hardening, Symbols, THUNK_SIZE};
+use fentry::emit::x86_64::{
+    CallDepth, EXIT_THUNK_SIZE, Hardening, SideStackPlace, Symbols, THUNK_SIZE,
+};
 use fentry::layout::x86_64::{PLAIN, PLAIN_UNPADDED};
 use fentry::patch::Protocol;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
@@ -58,5 +60,34 @@ fn images_and_thunks_have_what_the_parts_say() {
         assert!((code[far].next_ip() - 1) % 64 >= 32);
         assert_eq!(code[far - 1].mnemonic(), Mnemonic::Lfence);
         assert_eq!(code.iter().filter(|it| it.mnemonic() == Mnemonic::Sar).count(), 2);
+    }
+}
+
+/// A return thunk may change the flags.
+#[test]
+fn exit_thunks_look_at_no_flags_behind_a_return_thunk() {
+    let symbols = Symbols { return_thunk: Some(0x1800_0000), ..Symbols::NONE };
+    let hardened = Hardening::new(Mitigations::RETURN_THUNK, symbols).unwrap();
+    for (hardening, conditions) in [(Hardening::NONE, 2), (hardened, 0)] {
+        let side_stack = Some(SideStackPlace { thread_offset: 0, make: None });
+        let kinds = [Kind::of(PLAIN)];
+        let mut bench = Bench::of_parts(Protocol::ShortJump, &kinds, |parts| Parts {
+            hardening,
+            side_stack,
+            ..parts
+        });
+        let exit = Attachment { kind: ProgramKind::Exit, ..program(FAR, Cookies::Same(7)) };
+        let _lanes = bench.attach(&[0], &[exit]).unwrap();
+        let [jump, distance @ ..] = bench.site_bytes(0);
+        assert_eq!(jump, 0xe9);
+        let distance = i32::from_le_bytes(distance);
+        let thunk = (bench.site(0) + 5).wrapping_add_signed(distance.into());
+        let bytes = bench.world.bytes(thunk, EXIT_THUNK_SIZE).unwrap();
+        let code = Decoder::with_ip(64, &bytes, thunk, DecoderOptions::NONE);
+        let flows: Vec<_> = code.into_iter().map(|it| it.flow_control()).collect();
+        let count = |flow| flows.iter().filter(|&&found| found == flow).count();
+        assert_eq!(count(FlowControl::ConditionalBranch), conditions);
+        assert_eq!(count(FlowControl::Call), 2);
+        assert_eq!(count(FlowControl::UnconditionalBranch), 2);
     }
 }

@@ -137,9 +137,10 @@ fn a_thread_asleep_in_a_system_call_is_seen_and_the_call_goes_on() {
 fn a_thread_that_does_not_react_is_named_and_survives() {
     let _alone = alone();
     let before = actions();
-    let (reader, mut writer) = std::io::pipe().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
     let waiting = AtomicI32::new(0);
     std::thread::scope(|scope| {
+        let let_go = Finally(|| (&writer).write_all(b"x").unwrap());
         let thread = scope.spawn(|| {
             waiting.store(tid(), Ordering::Relaxed);
             // The child has a copy of the memory; this thread sleeps in the kernel, where no
@@ -169,7 +170,7 @@ fn a_thread_that_does_not_react_is_named_and_survives() {
         assert_eq!((tid, state), (waiting.load(Ordering::Relaxed), 'D'));
         assert_eq!(actions(), before);
         // The signal must not be waiting for the thread: its default action kills.
-        writer.write_all(b"x").unwrap();
+        drop(let_go);
         assert_eq!(thread.join().unwrap(), 0);
     });
     inspect(&[], |_| Verdict::LEAVE).unwrap();

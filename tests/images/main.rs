@@ -13,6 +13,14 @@ mod golden_compared;
 mod golden_exit;
 mod golden_frame;
 mod hardened;
+#[cfg(all(target_os = "linux", feature = "std"))]
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+#[path = "../support/hooks.rs"]
+mod hooks;
+#[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+#[path = "../support/mitigated.rs"]
+mod mitigated;
 mod paths;
 #[cfg(target_os = "linux")]
 mod run;

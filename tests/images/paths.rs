@@ -35,6 +35,8 @@ pub struct End {
     pub by: Mnemonic,
     pub rsp: Value,
     pub flags: Option<Code>,
+    /// Whether the return address was written on the way.
+    pub led: bool,
     /// Registers that do not hold what they held.
     pub changed: BTreeSet<Register>,
 }
@@ -154,7 +156,8 @@ impl State {
         let general = (0..16).map(|number| Register::RAX + number);
         let changed = general.filter(|&register| register != Register::RSP && !same(register));
         let rsp = self.registers[&Register::RSP];
-        End { by, rsp, flags: self.flags, changed: changed.collect() }
+        let led = matches!(rsp, Value::Stack(at) if self.stack.contains_key(&at));
+        End { by, rsp, flags: self.flags, led, changed: changed.collect() }
     }
 
     /// The address of a memory operand, where it is on the stack; or in the frame, at which `rbx`

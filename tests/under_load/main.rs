@@ -10,3 +10,4 @@ mod modules;
 #[path = "../support/mod.rs"]
 mod support;
 mod threads;
+mod traced;

@@ -1,6 +1,6 @@
 //! Functions with exit programs: their callers are on side stacks, where the unwinder finds them.
 
-mod steps;
+pub mod steps;
 
 use core::cell::{Cell, RefCell};
 use core::ffi::c_void;

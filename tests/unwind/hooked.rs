@@ -17,30 +17,14 @@ thread_local! {
 
 /// A copy of the functions of a test.
 pub struct Hooked {
-    object: Object,
+    pub object: Object,
     functions: Functions,
 }
 
 impl Hooked {
     /// Compiles and loads the source, under a name of its own.
     pub fn load(name: &str, source: &str, extension: &str, functions: usize) -> Self {
-        let object = Object::load(&shared_object(&Build {
-            name: &format!("unwind-{name}"),
-            source,
-            extension,
-            compiler: Compiler::Gcc,
-            flags: &[
-                "-O2",
-                "-fcf-protection=none",
-                "-falign-functions=16",
-                "-fno-inline",
-                "-fno-ipa-cp",
-                "-fno-ipa-ra",
-                "-Wl,-Bsymbolic",
-                "-Wl,--no-as-needed",
-                "-lstdc++",
-            ],
-        }));
+        let object = load(name, source, extension);
         process().refresh().expect("the object was loaded a moment ago");
         let all = process().functions().module(&object.module()).expect("a pattern");
         assert_eq!(all.len(), functions);
@@ -72,10 +56,7 @@ impl Hooked {
 
     /// What the functions that call back call.
     pub fn call_back(&self, back: extern "C-unwind" fn(i64)) {
-        // SAFETY: its type in the source.
-        let set: extern "C" fn(extern "C-unwind" fn(i64)) =
-            unsafe { self.object.function("set_callback") };
-        set(back);
+        call_back(&self.object, back);
     }
 
     /// Says how many arguments all functions have on the stack, at the most.
@@ -99,6 +80,34 @@ impl Hooked {
         };
         self.attach([Program::new(move |_, _| count(0)), Program::exit(move |_, _| count(1))])
     }
+}
+
+/// Compiles and loads the source, under a name of its own.
+pub fn load(name: &str, source: &str, extension: &str) -> Object {
+    Object::load(&shared_object(&Build {
+        name: &format!("unwind-{name}"),
+        source,
+        extension,
+        compiler: Compiler::Gcc,
+        flags: &[
+            "-O2",
+            "-fcf-protection=none",
+            "-falign-functions=16",
+            "-fno-inline",
+            "-fno-ipa-cp",
+            "-fno-ipa-ra",
+            "-Wl,-Bsymbolic",
+            "-Wl,--no-as-needed",
+            "-lstdc++",
+        ],
+    }))
+}
+
+/// What the functions of `object` that call back call.
+pub fn call_back(object: &Object, back: extern "C-unwind" fn(i64)) {
+    // SAFETY: its type in the source.
+    let set: extern "C" fn(extern "C-unwind" fn(i64)) = unsafe { object.function("set_callback") };
+    set(back);
 }
 
 /// How often this thread's calls ran the entry program, and the exit program.

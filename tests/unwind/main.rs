@@ -7,7 +7,14 @@ mod support;
 
 mod entry;
 mod exits;
+mod hardened;
 mod hooked;
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+#[path = "../support/hooks.rs"]
+mod hooks;
+#[allow(dead_code, reason = "each test binary uses its own part of this")]
+#[path = "../support/mitigated.rs"]
+mod mitigated;
 mod walk;
 
 /// Runs the test `name` again, in a process where no other test runs; says whether this is it.

@@ -128,6 +128,21 @@ impl Hardening {
         int3(code)
     }
 
+    /// Fills up before the last `len` bytes before the end of a body, where the return would have
+    /// to be moved.
+    pub(super) fn prepare_body_end(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        len: u64,
+    ) -> Result<(), EncodeError> {
+        if self.return_thunk().is_some() { Ok(()) } else { self.place(code, len + 1) }
+    }
+
+    /// Bytes of the end of a body, if nothing had to be filled up.
+    pub(super) const fn body_end_size(&self) -> usize {
+        if self.return_thunk().is_some() { 5 + 1 } else { 1 + 1 }
+    }
+
     /// A return, and nothing behind it.
     pub(super) fn back(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         match self.return_thunk() {

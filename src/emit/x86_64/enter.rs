@@ -8,7 +8,7 @@ use super::call_frame::{
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
 };
-use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED, Kept};
 use super::leave::{Leave, Part, Return, align};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
 use super::unwind::Marks;
@@ -88,7 +88,8 @@ impl SideStackBodies<'_> {
 
     /// As [`emit_marked`](Self::emit_marked), with mitigations. A check is that of the programs'
     /// type, for those that a direct call does not reach. What makes a
-    /// side stack is called without one: by direct calls only, where entries are guarded.
+    /// side stack is called without one: by direct calls only, where entries are guarded. Thunks
+    /// are those of [`exit_thunk_hardened`](super::exit_thunk_hardened).
     ///
     /// # Errors
     /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
@@ -116,8 +117,9 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        let Aside { full: unhooked_until, skip_until, .. } = aside;
-        Ok(Marks { start, exit, enter, unhooked_until, skip_until, kept: Kept::OnSideStack })
+        let Aside { unhooked_until, full: unhooked_end, skip_until, .. } = aside;
+        let kept = Kept::OnSideStack;
+        Ok(Marks { start, exit, enter, unhooked_until, unhooked_end, skip_until, kept })
     }
 }
 
@@ -180,6 +182,8 @@ struct Resume {
 #[derive(Clone, Copy)]
 pub(super) struct Aside {
     no_side_stack: u64,
+    /// Up to here in what calls go on at that run unhooked, `rbx` is the body's.
+    unhooked_until: u64,
     /// Right behind what calls go on at that run unhooked.
     full: u64,
     /// The last frame's slot is at or below this function's.
@@ -206,12 +210,14 @@ impl Enter<'_> {
         self.push_frame(code, aside)?;
         let found = code.here();
         self.run(code, aside)?;
-        // Neither zero nor a carry comes of it.
-        test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        if self.flags_are_kept() {
+            // Neither zero nor a carry comes of it.
+            test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        }
         restore_working(code)?;
         let returns = code.here();
         self.hardening.body_end(code)?;
-        let until = returns - AFTER_RBX;
+        let until = returns.wrapping_sub(AFTER_RBX);
         Ok((Part { start, found, until, returns, end: code.here() }, aside))
     }
 
@@ -284,12 +290,25 @@ impl Enter<'_> {
         Ok(())
     }
 
+    /// Whether the thunk sees the flags that the body returns with; if not, the body returns to
+    /// where they would have led.
+    const fn flags_are_kept(&self) -> bool {
+        self.hardening.return_thunk().is_none()
+    }
+
     /// Emits what seldom runs. All of it but the last finds the stack pointer at what was saved.
     fn aside(&self, code: &mut CodeBuffer<'_>, resume: Resume) -> Result<Aside, EncodeError> {
         let unhooked = code.here();
-        // Sets the carry and clears zero: the largest number is larger than the stack pointer.
-        cmp_imm(code, Reg::Rsp, -1)?;
+        if self.flags_are_kept() {
+            // Sets the carry and clears zero: the largest number is larger than the stack pointer.
+            cmp_imm(code, Reg::Rsp, -1)?;
+        } else {
+            mov_load64(code, Reg::R11, RETURN)?;
+            lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_UNHOOKED))?;
+            mov_store64(code, RETURN, Reg::R11)?;
+        }
         restore_working(code)?;
+        let unhooked_until = code.here().wrapping_sub(AFTER_RBX);
         self.hardening.body_end(code)?;
 
         let full = code.here();
@@ -362,14 +381,23 @@ impl Enter<'_> {
             forget_return_address(code)?;
             mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             lea(code, Reg::Rsp, SAVED)?;
+            if !self.flags_are_kept() {
+                mov_load64(code, Reg::R10, RETURN)?;
+                lea(code, Reg::R10, Mem::at(Reg::R10, ENTER_TO_EXIT))?;
+                // What the thunk would have taken off the stack.
+                mov_store64(code, CALLER, Reg::R10)?;
+            }
             restore_working(code)?;
-            skip_until = code.here() - AFTER_RBX;
+            skip_until = code.here().wrapping_sub(AFTER_RBX);
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
+            if !self.flags_are_kept() {
+                lea(code, Reg::Rsp, Mem::at(Reg::Rsp, 8))?;
+            }
             self.hardening.body_end(code)?;
         }
-        Ok(Aside { no_side_stack, full, stale, skip, skip_until })
+        Ok(Aside { no_side_stack, unhooked_until, full, stale, skip, skip_until })
     }
 }
 

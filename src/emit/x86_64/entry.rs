@@ -33,9 +33,6 @@ pub(super) const INDEX: Mem = at!(index);
 pub(super) const FUNCTION: Mem = at!(function);
 pub(super) const CALLER: Mem = at!(caller);
 
-/// Bytes of what follows the last `pop rbp` without mitigations: `ret` and `int3`.
-pub(super) const BODY_END: usize = 2;
-
 /// What is below the saved `rbp` besides registers: index and entry of the function, and where
 /// vectors are.
 const FOUND: i32 = FRAME - offset_of!(Context, index) as i32;
@@ -118,7 +115,7 @@ impl EntryBody<'_> {
         }
         restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
         forget_return_address(code)?;
-        restore_registers(code)?;
+        restore_registers(code, hardening)?;
         Ok(hardening.body_end(code)?)
     }
 
@@ -159,11 +156,13 @@ pub(super) fn show_vectors(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Resul
 }
 
 /// Puts every register back; what is left on the stack is the return address.
-fn restore_registers(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+fn restore_registers(code: &mut CodeBuffer<'_>, hardening: &Hardening) -> Result<(), EncodeError> {
     lea(code, Reg::Rsp, CONTEXT)?;
     for register in SAVED {
         pop(code, register)?;
     }
     add_imm(code, Reg::Rsp, FOUND)?;
+    // So that the body's end is as long as is said where its unwind table is made.
+    hardening.prepare_body_end(code, 1)?;
     pop(code, Reg::Rbp)
 }

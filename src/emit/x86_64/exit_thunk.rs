@@ -1,5 +1,6 @@
 //! The thunk of a function with exit programs.
 
+use super::branch::Hardening;
 use crate::addr::Origin;
 use crate::emit::EmitError;
 use crate::encode::x86_64::{Condition, Reg, call, jcc_short, jmp, mov_imm32, nop, pop};
@@ -37,8 +38,10 @@ const UNHOOKED: u64 = 27;
 pub(super) const MOVED: core::ops::RangeInclusive<u8> = 15..=EXIT as u8;
 /// Where `rbp` is that of a frame with the caller's return address.
 pub(super) const FRAMED: core::ops::RangeInclusive<u8> = 11..=EXIT as u8;
-/// Bytes from the return address of `call enter` to that of `call origin`.
+/// Bytes from the return address of `call enter` to that of `call origin`, and to where a call
+/// goes on that runs unhooked.
 pub(super) const ENTER_TO_EXIT: i32 = EXIT as i32 - 11;
+pub(super) const ENTER_TO_UNHOOKED: i32 = UNHOOKED as i32 - 11;
 
 /// Emits the thunk that the patch site of the function with `index` jumps to.
 ///
@@ -59,12 +62,6 @@ pub(super) const ENTER_TO_EXIT: i32 = EXIT as i32 - 11;
 /// those of `enter` and of the origin return here, and that of `exit` returns from the caller's
 /// call of the function.
 ///
-/// It is the same with every mitigation: it has neither indirect branches nor returns. Its calls
-/// are not counted, so that a count is too low rather than too high, which is the safe side:
-/// the return-stack predictor is filled up too early. Behind each `jmp`, where a processor may
-/// go straight on, there is another direct `jmp`, the next thunk or `int3`: compilers, too, leave
-/// direct jumps without a stop (`-mharden-sls=all` of gcc 12: "return" and "indirect-jmp").
-///
 /// `exit` finds a skipped origin's return value in the registers, like any other.
 ///
 /// # Errors
@@ -76,7 +73,35 @@ pub const fn exit_thunk(
     bodies: Bodies,
     origin: Origin,
 ) -> Result<(), EmitError> {
-    match emit(code, index, bodies, origin.get()) {
+    exit_thunk_hardened(code, index, bodies, origin, &Hardening::NONE)
+}
+
+/// As [`exit_thunk`], for bodies with mitigations, which are to be the same here.
+///
+/// It has neither indirect branches nor returns. Its calls are not counted, so that a count is
+/// too low rather than too high, which is the safe side: the return-stack predictor is filled up
+/// too early. Behind each `jmp`, where a processor may go straight on, there is another direct
+/// `jmp`, the next thunk or `int3`: compilers, too, leave direct jumps without a stop
+/// (`-mharden-sls=all` of gcc 12: "return" and "indirect-jmp").
+///
+/// With a return thunk, `enter` does not return with flags that say where to go on: functions
+/// need not keep flags, and Linux's `call_depth_return_thunk` shifts its count, which changes
+/// them (arch/x86/lib/retpoline.S, since Linux 6.2, where it was `__x86_return_skl`). So two-byte
+/// nops stand in the place of both conditional jumps, and for a call that is skipped or runs
+/// unhooked `enter` returns to where they would have led: a return that the return-stack
+/// predictor does not expect, and that a hardware shadow stack forbids.
+///
+/// # Errors
+/// As those of [`exit_thunk`].
+pub const fn exit_thunk_hardened(
+    code: &mut CodeBuffer<'_>,
+    index: u32,
+    bodies: Bodies,
+    origin: Origin,
+    hardening: &Hardening,
+) -> Result<(), EmitError> {
+    let flags_are_kept = hardening.return_thunk().is_none();
+    match emit(code, index, bodies, origin.get(), flags_are_kept) {
         Ok(()) => Ok(()),
         Err(error) => Err(EmitError::Encode(error)),
     }
@@ -96,17 +121,24 @@ const fn emit(
     index: u32,
     bodies: Bodies,
     origin: u64,
+    flags_are_kept: bool,
 ) -> Result<(), EncodeError> {
     let start = code.here();
     emit! {
         mov_imm32(code, Reg::R11, index);
         call(code, bodies.enter);
-        jcc_short(code, Condition::Below, start.wrapping_add(UNHOOKED));
+        match flags_are_kept {
+            true => jcc_short(code, Condition::Below, start.wrapping_add(UNHOOKED)),
+            false => nop(code, 2),
+        };
         match bodies.kept {
             Kept::OnSideStack => pop(code, Reg::R11),
             Kept::OnStack => nop(code, 2),
         };
-        jcc_short(code, Condition::Equal, start.wrapping_add(EXIT));
+        match flags_are_kept {
+            true => jcc_short(code, Condition::Equal, start.wrapping_add(EXIT)),
+            false => nop(code, 2),
+        };
         call(code, origin);
         jmp(code, bodies.exit);
         jmp(code, origin);

@@ -5,7 +5,7 @@ use super::call_frame::{
     clear_sessions, frame, keep_arguments, keep_index, load_function, run_entries, run_exits,
 };
 use super::calls::forget_return_address;
-use super::exit_thunk::{Bodies, Kept};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
 use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
 use super::unwind::Marks;
@@ -98,7 +98,8 @@ impl FrameBodies<'_> {
     }
 
     /// As [`emit_marked`](Self::emit_marked), with mitigations. A check is that of the programs'
-    /// type, for those that a direct call does not reach.
+    /// type, for those that a direct call does not reach. Thunks are those of
+    /// [`exit_thunk_hardened`](super::exit_thunk_hardened).
     ///
     /// # Errors
     /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
@@ -110,9 +111,16 @@ impl FrameBodies<'_> {
     ) -> Result<Marks, EmitError> {
         let start = code.here();
         let exit = self.leave(code, hardening)?;
-        let exit_end = exit.end;
         let (enter, skip_until) = self.enter(code, hardening)?;
-        Ok(Marks { start, exit, enter, unhooked_until: exit_end, skip_until, kept: Kept::OnStack })
+        Ok(Marks {
+            start,
+            exit,
+            enter,
+            unhooked_until: exit.end,
+            unhooked_end: exit.end,
+            skip_until,
+            kept: Kept::OnStack,
+        })
     }
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.
@@ -159,8 +167,10 @@ impl FrameBodies<'_> {
         mov_load64(code, Reg::R10, frame!(Reg::Rbx, rdx))?;
         mov_load64(code, Reg::Rbx, RBX)?;
         let until = code.here();
-        // Neither zero nor a carry comes of it.
-        test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        if hardening.return_thunk().is_none() {
+            // Neither zero nor a carry comes of it.
+            test_reg(code, Reg::Rsp, Reg::Rsp)?;
+        }
         let returns = code.here();
         hardening.body_end(code)?;
         Ok((Part { start, found, until, returns, end: code.here() }, skip_until))
@@ -195,6 +205,9 @@ impl FrameBodies<'_> {
         forget_return_address(code)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, -self.below_frame()))?;
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
+        if hardening.return_thunk().is_some() {
+            lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_EXIT))?;
+        }
         push(code, Reg::R11)?;
         mov_load64(code, Reg::Rbx, RBX)?;
         let until = code.here();

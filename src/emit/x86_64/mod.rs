@@ -38,7 +38,7 @@ pub use check::{Check, FINEIBT_PREFIX, Generation, TARGET};
 pub use dispatch::Dispatcher;
 pub use enter::SideStackBodies;
 pub use entry::EntryBody;
-pub use exit_thunk::{Bodies, EXIT_THUNK_SIZE, Kept, exit_thunk};
+pub use exit_thunk::{Bodies, EXIT_THUNK_SIZE, Kept, exit_thunk, exit_thunk_hardened};
 pub use frame::FrameBodies;
 pub use preamble::{Arity, BHI_STUB_MAX, Bhi, FineIbt, Kcfi, Preamble, bhi_stub};
 pub use preamble_hash::{HashPlace, PreambleError};

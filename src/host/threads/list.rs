@@ -124,18 +124,23 @@ pub(super) struct Status {
     pub(super) blocked: u64,
     /// How often it has left a core, on its own or not.
     pub(super) switches: u64,
+    /// Whether another process traces it, as debuggers do.
+    pub(super) traced: bool,
 }
 
 impl Status {
     /// `None` where there is no such thread (any more).
     pub(super) fn of(tid: i32) -> Option<Self> {
-        let mut status = Self { name: ThreadName::unknown(), state: 0, blocked: 0, switches: 0 };
+        let name = ThreadName::unknown();
+        let mut status = Self { name, state: 0, blocked: 0, switches: 0, traced: false };
         let mut complete = false;
         lines::for_each(Path::new(tid, "status").path()?, |line| {
             if let Some(name) = line.strip_prefix(b"Name:\t") {
                 status.name = ThreadName::new(name);
             } else if let Some(state) = line.strip_prefix(b"State:\t") {
                 status.state = state.first().copied().unwrap_or(0);
+            } else if let Some(tracer) = line.strip_prefix(b"TracerPid:") {
+                status.traced = number::<u64>(tracer) != Some(0);
             } else if let Some(mask) = line.strip_prefix(b"SigBlk:\t") {
                 status.blocked = core::str::from_utf8(mask)
                     .ok()

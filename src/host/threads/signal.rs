@@ -21,8 +21,8 @@
 //! accesses are `SeqCst` for this.
 //!
 //! A signal may come later than that it is ignored: a debugger stops a thread before it gets
-//! one, and passes that on whenever the debugger's user likes. So where a thread has not
-//! answered, the handler stays for good; under the default action the process would die.
+//! one, and passes that on whenever the debugger's user likes. So where a thread is traced and
+//! has not answered, the handler stays for good; under the default action the process would die.
 
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
@@ -36,7 +36,7 @@ use rustix::io::Errno;
 use rustix::thread::futex;
 use rustix::thread::futex::Timespec;
 
-use super::list::Status;
+use super::list::{Status, bit, for_each};
 use super::stacks::{Outside, OwnMemory, Stacks};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -225,9 +225,11 @@ impl Drop for Hold {
             // Ignoring a signal discards what is pending of it, in every thread, blocked or not
             // (POSIX, sigaction; kernel/signal.c, `do_sigaction`), but not what a debugger has.
             let _ = set_action(self.signal, libc::SIG_IGN, 0);
-            ON_THEIR_WAY.fetch_or(super::list::bit(self.signal), Ordering::Relaxed);
+            if is_traced() {
+                ON_THEIR_WAY.fetch_or(bit(self.signal), Ordering::Relaxed);
+            }
         }
-        let _ = if ON_THEIR_WAY.load(Ordering::Relaxed) & super::list::bit(self.signal) == 0 {
+        let _ = if ON_THEIR_WAY.load(Ordering::Relaxed) & bit(self.signal) == 0 {
             set_action(self.signal, libc::SIG_DFL, 0)
         } else {
             set_action(self.signal, handler(), HANDLER_FLAGS)
@@ -240,6 +242,13 @@ impl Drop for Hold {
         // comes later finds this generation.
         drop(unsafe { Box::from_raw(self.shared) });
     }
+}
+
+/// Whether another process traces a thread of this one, as far as can be told.
+fn is_traced() -> bool {
+    let mut traced = false;
+    let looked = for_each(|tid| traced |= Status::of(tid).is_some_and(|status| status.traced));
+    traced || looked.is_err()
 }
 
 /// Forgets handlers of a parent process that were copied by `fork` while they held threads,
@@ -296,7 +305,7 @@ pub(super) fn usable() -> u64 {
         // SAFETY: only reads the action, into `action`.
         let result = unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut action) };
         if result == 0 && [libc::SIG_DFL, handler()].contains(&action.sa_sigaction) {
-            mask |= super::list::bit(signal);
+            mask |= bit(signal);
         }
     }
     mask

@@ -5,7 +5,7 @@ use core::ptr;
 use fentry::addr::Entry;
 use fentry::emit::Mitigations;
 use fentry::emit::x86_64::{
-    CallDepth, Check, EntryBody, Hardening, Symbols, THUNK_JUMP, THUNK_SIZE, entry_thunk_hardened,
+    Check, EntryBody, Hardening, THUNK_JUMP, THUNK_SIZE, entry_thunk_hardened,
 };
 use fentry::encode::CodeBuffer;
 use fentry::encode::x86_64::{Reg, call_bytes, jmp_bytes, jmp_reg, mov_imm64};
@@ -13,6 +13,7 @@ use fentry::layout::EntryLayout;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use super::machine::origin;
+use crate::mitigated::Thunks;
 
 const SIZE: usize = 0x3000;
 /// What of it is executed; the rest is written.
@@ -21,20 +22,8 @@ const CODE: usize = 0x2000;
 const ENTRY: usize = 0x40;
 const THUNK: usize = 0x120;
 const STUB: usize = 0x200;
-const RETURN_THUNK: usize = 0x280;
-const INDIRECT_THUNK: usize = 0x2c0;
+const THUNKS: usize = 0x280;
 const IMAGE: usize = 0x400;
-
-/// What calls are counted from.
-pub const COUNT: u64 = 1 << 62;
-
-/// `ret`, with a mark that it was here: `inc qword ptr [rip + ...]`.
-const RETURN: [u8; 9] = [0x48, 0xff, 0x05, 0, 0, 0, 0, 0xc3, 0xcc];
-/// A retpoline: `call 1f`; `2: pause`; `lfence`; `jmp 2b`; `1: mov [rsp], r11`; `ret`.
-const RETPOLINE: [u8; 24] = [
-    0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9, 0x4c, 0x89, 0x1c, 0x24, 0x48, 0xff,
-    0x05, 0, 0, 0, 0, 0xc3,
-];
 
 const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
@@ -85,29 +74,21 @@ impl Hooked {
 
     /// Makes what mitigations need, and counts from nothing.
     fn harden(&mut self, mitigations: Mitigations, check: Check) {
-        let mark = |mut thunk: Vec<u8>, at: usize, increment: usize, word: usize| {
-            let behind = at + increment + 7;
-            let distance = (CODE + 8 * word - behind) as u32;
-            thunk[increment + 3..increment + 7].copy_from_slice(&distance.to_le_bytes());
-            thunk
-        };
-        self.write(RETURN_THUNK, &mark(RETURN.to_vec(), RETURN_THUNK, 0, 1));
-        self.write(INDIRECT_THUNK, &mark(RETPOLINE.to_vec(), INDIRECT_THUNK, 16, 2));
-        self.write(CODE, &COUNT.to_le_bytes());
-        let symbols = Symbols {
-            indirect_thunk: Some(self.at(INDIRECT_THUNK)),
-            return_thunk: Some(self.at(RETURN_THUNK)),
-            // The base of `gs` is 0 in a process.
-            call_depth: Some(CallDepth::RipRelative(self.at(CODE))),
-            check,
-        };
-        self.hardening = Hardening::new(mitigations, symbols).unwrap();
+        let thunks = self.thunks();
+        self.write(THUNKS, &thunks.code());
+        // SAFETY: words of the mapping that are always writable, and no code runs.
+        unsafe { thunks.restart() };
+        self.hardening = Hardening::new(mitigations, thunks.symbols(check)).unwrap();
+    }
+
+    fn thunks(&self) -> Thunks {
+        Thunks { at: self.at(THUNKS), counts: self.at(CODE) }
     }
 
     /// The count of calls, and how often returns and indirect calls went through thunks.
     pub fn counts(&self) -> [u64; 3] {
-        // SAFETY: three words of the mapping that are always readable, and no code runs.
-        unsafe { self.base.add(CODE).cast::<[u64; 3]>().read() }
+        // SAFETY: words of the mapping that are always readable, and no code runs.
+        unsafe { self.thunks().counts() }
     }
 
     fn at(&self, offset: usize) -> u64 {
@@ -166,7 +147,7 @@ impl Hooked {
         }
         self.protect(libc::PROT_READ | libc::PROT_EXEC);
         Decoder::with_ip(64, &bytes, image, DecoderOptions::NONE).iter().all(|instruction| {
-            let thunk = instruction.near_branch_target() == self.at(INDIRECT_THUNK);
+            let thunk = self.hardening.indirect_thunk() == Some(instruction.near_branch_target());
             instruction.flow_control() != FlowControl::IndirectCall && !thunk
         })
     }

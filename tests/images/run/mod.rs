@@ -14,7 +14,8 @@ use fentry::emit::{Context, CookiePlace, IndexFrom, Mitigations, ProgramCall, St
 use fentry::layout::EntryLayout;
 use fentry::layout::x86_64::{IBT, IBT_UNPADDED, PLAIN, PLAIN_UNPADDED};
 
-use code::{COUNT, Hooked};
+use crate::mitigated::COUNT;
+use code::Hooked;
 use machine::{CHANGE, RETURNED, Registers, Seen, State, call, observe, returns_to};
 
 /// The machine's state is one for the process.

@@ -7,18 +7,19 @@ use fentry::host::{Program, SIDE_STACK_DEPTH};
 
 use super::{load, look_from_program};
 use crate::hooked::{Hooked, is_in, runs};
+use crate::support::object::Object;
 use crate::walk::step;
 
 /// At every instruction of thunks and bodies, the stack leads to the driver of the functions, and
 /// on from there; `more` are hooked functions of which one may be called by the other.
-fn step_through(
-    (hooked, emitted): (&Hooked, &Range<usize>),
+pub fn step_through(
+    (object, emitted): (&Object, &Range<usize>),
     driver: &str,
     more: &[&str],
     argument: i64,
 ) {
     // SAFETY: a driver, which may be called with any number.
-    let (_, steps) = unsafe { step(hooked.address(driver), argument, emitted) };
+    let (_, steps) = unsafe { step(object.address(driver), argument, emitted) };
     assert!(steps.len() > 20, "{} instructions", steps.len());
     let mut tail = None;
     for seen in &steps {
@@ -41,7 +42,7 @@ pub fn every_instruction_of_thunk_and_bodies_leads_to_the_caller() {
     hooked.call_back(nothing);
     let _link = hooked.hook(look_from_program);
     let emitted = hooked.emitted("quiet");
-    let functions = (&hooked, &emitted);
+    let functions = (&hooked.object, &emitted);
     // The first call makes the side stack.
     for _ in 0..2 {
         step_through(functions, "drive_quiet", &["quiet"], 1);
@@ -59,7 +60,7 @@ pub fn every_instruction_of_a_skipped_function_leads_to_the_caller() {
     let _link = hooked.attach(Program::modify_return(|_, _| 40));
     let emitted = hooked.emitted("quiet");
     assert_eq!(hooked.driver("drive_quiet")(1), 80);
-    step_through((&hooked, &emitted), "drive_quiet", &["quiet"], 1);
+    step_through((&hooked.object, &emitted), "drive_quiet", &["quiet"], 1);
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn every_instruction_of_an_unhooked_call_leads_to_the_caller() {
         let ran = runs();
         INNER.with_borrow(|inner| {
             let (hooked, emitted) = inner.as_ref().expect("set before");
-            step_through((hooked, emitted), "drive_quiet", &["quiet"], 1);
+            step_through((&hooked.object, emitted), "drive_quiet", &["quiet"], 1);
         });
         assert_eq!(runs(), ran, "no program runs");
     }

@@ -29,7 +29,7 @@ mod table;
 
 use core::mem::offset_of;
 
-use super::entry::BODY_END;
+use super::branch::Hardening;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::Part;
 use crate::emit::ExitContext;
@@ -42,14 +42,14 @@ pub use table::UnwindTable;
 const SLOT: u8 = 8;
 
 impl UnwindTable {
-    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address` without
-    /// mitigations, which move its end.
+    /// Of an [`EntryBody`](super::EntryBody) of `size` bytes, emitted for `address` with these
+    /// mitigations.
     #[must_use]
-    pub fn of_entry_body(address: u64, size: usize) -> Self {
+    pub fn of_entry_body(address: u64, size: usize, hardening: &Hardening) -> Self {
         let mut table = Self::new();
         let mut rows = table.of(address..address + size as u64);
         rows.push_rbp();
-        rows.before_end(BODY_END);
+        rows.before_end(hardening.body_end_size());
         rows.cfa(RSP, SLOT);
         rows.same(RBP);
         rows.end();
@@ -125,8 +125,11 @@ pub struct Marks {
     pub(super) start: u64,
     pub(super) exit: Part,
     pub(super) enter: Part,
-    /// Up to here, behind the exit body, a side stack's calls go on that run unhooked.
+    /// Up to here `rbx` is the body's in what a side stack's calls go on at that run unhooked,
+    /// behind the exit body.
     pub(super) unhooked_until: u64,
+    /// Behind that.
+    pub(super) unhooked_end: u64,
     /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
     pub(super) skip_until: u64,
     pub(super) kept: Kept,

@@ -86,13 +86,15 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, side_stacks: &SideS
     // What returns to a thunk whose function runs unhooked, and what else seldom runs.
     let mut rows = table.of(exit.end..enter.start);
     in_enter_body(&mut rows);
-    // cmp rsp, -1; pop r10; pop rbx; pop rax; pop rbp; and the return
-    rows.advance(7);
+    rows.at(marks.unhooked_until);
     rows.same(RBX);
+    // pop rax; pop rbp; and the return
     rows.advance(2);
     returns(&mut rows);
-    rows.at(marks.unhooked_until);
+    rows.at(marks.unhooked_end);
     in_enter_body(&mut rows);
+    // Where the caller's place is overwritten, for a return thunk, the thunk is seen twice: once
+    // at the place that will be returned to.
     rows.at(marks.skip_until);
     rows.same(RBX);
     rows.advance(2);

@@ -2,17 +2,17 @@
 
 use fentry::emit::Vectors;
 
-use super::hooks::{
-    FORMS, Form, Programs, SIDE_STACKS, give_side_stack, make_none, place, side_stack,
-};
 use super::programs::{entries, exits, take_events};
 use super::{Functions, check_pairs};
+use crate::hooks::{
+    FORMS, Form, Programs, SIDE_STACKS, give_side_stack, make_none, place, side_stack,
+};
 
 /// Hooks with the programs that note everything.
 fn hook(functions: &Functions, form: Form, names: &[&str]) -> super::Hooks {
     let vectors = super::widest();
     let (entries, exits) = (entries(vectors), exits(vectors));
-    let programs = Programs { vectors, side_stack: place(None), entries: &entries, exits: &exits };
+    let programs = Programs { entries: &entries, exits: &exits, ..Programs::none(vectors) };
     functions.hook(form, names, &programs)
 }
 
@@ -61,8 +61,12 @@ fn a_thread_without_a_side_stack_runs_unhooked() {
         for make in [None, Some(make_none as extern "C" fn() -> _)] {
             let vectors = Vectors::Xmm;
             let (entries, exits) = (entries(vectors), exits(vectors));
-            let programs =
-                Programs { vectors, side_stack: place(make), entries: &entries, exits: &exits };
+            let programs = Programs {
+                side_stack: place(make, super::widest()),
+                entries: &entries,
+                exits: &exits,
+                ..Programs::none(vectors)
+            };
             let _hooks = functions.hook(form, &["f_down", "f_leaf"], &programs);
             assert_eq!(down(100), 5051, "{form:?}");
             assert_eq!(take_events(), [], "{form:?}");

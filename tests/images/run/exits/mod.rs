@@ -2,7 +2,7 @@
 //! what they return unhooked.
 
 mod depth;
-mod hooks;
+mod hardened;
 mod programs;
 mod registers;
 mod signals;
@@ -12,12 +12,12 @@ use core::ops::Range;
 
 use fentry::layout::x86_64::PLAIN;
 
-use crate::support::compile::{Build, Compiler, shared_object};
-use crate::support::object::Object;
-use hooks::{
+use crate::hooks::{
     FORMS, Form, Ground, Hooks, Programs, SIDE_STACKS, give_side_stack, make_side_stack, place,
     side_stack,
 };
+use crate::support::compile::{Build, Compiler, shared_object};
+use crate::support::object::Object;
 use programs::{Event, entries, exits, take_events};
 
 use super::{levels, widest};
@@ -127,10 +127,9 @@ fn every_kind_of_value_arrives_and_returns() {
         for form in FORMS {
             let side_stack = give_side_stack(4);
             let programs = Programs {
-                vectors,
-                side_stack: place(None),
                 entries: &entries(vectors),
                 exits: &exits(vectors),
+                ..Programs::none(vectors)
             };
             let hooks = functions.hook(form, &DRIVEN, &programs);
             for (number, unhooked) in [1, -3, 1000].into_iter().zip(&unhooked) {
@@ -173,10 +172,9 @@ fn wide_vectors_arrive_and_return() {
             give_side_stack(1);
             let vectors = widest();
             let programs = Programs {
-                vectors,
-                side_stack: place(None),
                 entries: &entries(vectors),
                 exits: &exits(vectors),
+                ..Programs::none(vectors)
             };
             let _hooks = functions.hook(form, &[&format!("f_{kind}")], &programs);
             assert_eq!(drive(2.5), unhooked, "{form:?}");
@@ -197,12 +195,7 @@ fn an_exit_program_changes_what_is_returned() {
     for form in FORMS {
         give_side_stack(1);
         let exits = [change, change];
-        let programs = Programs {
-            vectors: Vectors::Xmm,
-            side_stack: place(None),
-            entries: &[],
-            exits: &exits,
-        };
+        let programs = Programs { exits: &exits, ..Programs::none(Vectors::Xmm) };
         let _hooks = functions.hook(form, &["f_leaf", "f_longs"], &programs);
         assert_eq!(leaf(5), 2_000_006, "{form:?}");
         let [low, high] = [longs(7, 9), longs(7, 9) >> 64].map(|half| half as i64);
@@ -218,10 +211,10 @@ fn threads_have_a_side_stack_each_made_at_their_first_call() {
     for form in FORMS {
         let vectors = widest();
         let programs = Programs {
-            vectors,
-            side_stack: place(Some(make_side_stack)),
+            side_stack: place(Some(make_side_stack), vectors),
             entries: &entries(vectors),
             exits: &exits(vectors),
+            ..Programs::none(vectors)
         };
         let names = [&DRIVEN[..], &["f_down"]].concat();
         let hooks = functions.hook(form, &names, &programs);

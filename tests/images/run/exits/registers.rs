@@ -14,7 +14,7 @@ use super::super::{
     ARGUMENTS, CALLEE_SAVED, DIRECTION, R10, R11, RAX, RBP, RSP, Random, SHIFTS, levels,
     saved_vectors, turn, widest,
 };
-use super::hooks::{FORMS, Form, Ground, Hooks, Programs, give_side_stack, place, side_stack};
+use crate::hooks::{FORMS, Form, Ground, Hooks, Programs, give_side_stack, side_stack};
 
 const SIZE: usize = 0x10000;
 /// Where the function is: behind what [`Hooks`] writes for one function.
@@ -24,11 +24,8 @@ const RBX: usize = 3;
 
 /// A function with a patch site that goes on in the machine's `origin`.
 fn function() -> (Ground, u64) {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, wherever the kernel likes; never unmapped.
-    let base = unsafe { libc::mmap(ptr::null_mut(), SIZE, libc::PROT_READ, flags, -1, 0) };
-    assert_ne!(base, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-    let (ground, entry) = (Ground(base as u64), base as u64 + FUNCTION);
+    let ground = Ground::new(0, SIZE);
+    let entry = ground.0 + FUNCTION;
     ground.emit(entry, |code| {
         code.bytes(&NOP5).unwrap();
         mov_imm64(code, Reg::R11, origin()).unwrap();
@@ -76,12 +73,8 @@ struct Case {
 impl Case {
     fn run(&self, ground: Ground, entry: u64, random: &mut Random) {
         let all = observers();
-        let programs = Programs {
-            vectors: self.vectors,
-            side_stack: place(None),
-            entries: &all[..self.entries],
-            exits: &all[3..][..self.exits],
-        };
+        let (entries, exits) = (&all[..self.entries], &all[3..][..self.exits]);
+        let programs = Programs { entries, exits, ..Programs::none(self.vectors) };
         let _hooks = Hooks::new(self.form, ground, &PLAIN, &[entry], &programs);
         for shift in SHIFTS {
             let mut given = random.registers();

@@ -8,9 +8,9 @@ use core::mem::MaybeUninit;
 
 use fentry::emit::{Context, ExitContext, Vectors};
 
-use super::hooks::{Programs, SIDE_STACKS, give_side_stack, place};
 use super::programs::call_of;
 use super::{Form, Functions};
+use crate::hooks::{Programs, SIDE_STACKS, give_side_stack};
 
 /// The flag that traps behind the next instruction.
 const TRAP: i64 = 0x100;
@@ -96,8 +96,7 @@ fn interrupt_everywhere(form: Form, driver: &str, number: i64, expected: i64, le
     let count_exit: extern "C" fn(_, _, _) = count_exit;
     let entries = [call_of(count_entry as usize as u64, 0)];
     let exits = [call_of(count_exit as usize as u64, 0)];
-    let vectors = Vectors::Xmm;
-    let programs = Programs { vectors, side_stack: place(None), entries: &entries, exits: &exits };
+    let programs = Programs { entries: &entries, exits: &exits, ..Programs::none(Vectors::Xmm) };
     let names = ["f_down", "f_catches", "f_jumps", "f_leaf"];
     let _hooks = functions.hook(form, &names, &programs);
     let ground = functions.0.address("ground") as u64;

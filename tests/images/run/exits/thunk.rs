@@ -1,13 +1,12 @@
 //! The thunk alone, between bodies that only say which way to go.
 
 use core::arch::global_asm;
-use core::ptr;
 
 use fentry::addr::Origin;
 use fentry::emit::x86_64::{Bodies, Kept, exit_thunk};
 use fentry::encode::x86_64::{Reg, jmp_reg, mov_imm64};
 
-use super::hooks::Ground;
+use crate::hooks::Ground;
 
 global_asm!(
     // Leaves with the flags that its first argument asks for, and the caller in r8.
@@ -50,11 +49,7 @@ type Thunk = unsafe extern "C" fn(u64, u64, u64, u64, u64, u64, u64) -> u64;
 
 #[test]
 fn a_thunk_goes_where_the_flags_say() {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, wherever the kernel likes; never unmapped.
-    let base = unsafe { libc::mmap(ptr::null_mut(), 0x1000, libc::PROT_READ, flags, -1, 0) };
-    assert_ne!(base, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-    let ground = Ground(base as u64);
+    let ground = Ground::new(0, 0x1000);
     let functions: [unsafe extern "C" fn(); 3] =
         [fentry_test_thunk_enter, fentry_test_thunk_exit, fentry_test_thunk_origin];
     let mut stubs = (1..).map(|number| ground.0 + 0x40 * number);
