@@ -15,10 +15,11 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::process::{Pid, getpid, test_kill_process};
+use rustix::process::getpid;
 use rustix::thread::gettid;
 
 use super::program::widest;
+use super::threads;
 use crate::emit::x86_64::{MakeSideStack, SideStack, SideStackList, SideStackPlace};
 
 /// Hooked functions that a thread can be in at once; in further ones it runs the origin only.
@@ -126,7 +127,7 @@ fn take() -> Option<NonNull<SideStack>> {
         let ended = tid == own
             || asked < ASKED && {
                 asked += 1;
-                Pid::from_raw(tid).is_some_and(|tid| test_kill_process(tid).is_err())
+                threads::has_left(tid)
             };
         let take = || owned.tid.compare_exchange(tid, own, Ordering::AcqRel, Ordering::Relaxed);
         ended && take().is_ok()

@@ -70,6 +70,7 @@ use std::vec::Vec;
 
 pub use error::ThreadsError;
 pub use list::ThreadName;
+pub(super) use list::has_left;
 pub(super) use survey::{Deaf, Survey};
 
 use gather::{FIRST_HOLD, Gathered, Known, PATIENCE, Standing, choose_signal, gather, own_tid};

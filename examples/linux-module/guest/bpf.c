@@ -130,6 +130,10 @@ void *bpf_each(const struct functions *functions, uint64_t *load_ns, uint64_t *n
 		if (link < 0)
 			die("a trampoline for", functions->list[each].name);
 		attachment->files[attachment->files_count++] = link;
+		/* What takes many minutes says that it goes on. */
+		if ((each + 1) % 1000 == 0 && functions->count > 1000)
+			printf("guest: %zu of %zu trampolines after %lu ms\n", each + 1,
+			       functions->count, (now_ns() - start) / 1000000);
 	}
 	*ns = now_ns() - start;
 	return attachment;

@@ -65,6 +65,19 @@ measured=$(wc -l </sys/kernel/debug/fentry/latencies)
 [ "$measured" -gt 5 ] || fail "latencies of only $measured functions were measured"
 echo detach >$control || fail "detaching from entry and exit"
 echo "load: measured=$measured of $(status functions) attach_us=$(($(status attach_ns) / 1000))"
+
+# A task that sleeps in a measured function returns by emitted code, so that stays until it has.
+guest functions 2 hrtimer_nanosleep >/sleeping
+guest select /sleeping
+echo measure >$control || fail "attaching to what sleeps"
+sleep 30 &
+sleeper=$!
+sleep 1
+! echo detach >$control 2>/dev/null || fail "detaching did not wait for a call that sleeps"
+kill -0 $sleeper || fail "the call that detaching waited for was over"
+kill $sleeper
+wait $sleeper
+echo detach >$control || fail "detaching from what does not sleep any more"
 rmmod fentry || fail "the module cannot be unloaded"
 
 guest functions 200 >/some

@@ -2,7 +2,7 @@
 
 insmod /fentry.ko || echo "table: error: the module cannot be loaded"
 guest row none /dev/null
-for count in 100 1000 10000; do
+for count in 1 100 1000 10000; do
     guest functions $count >/functions
     for way in fentry kprobe-multi tracing-multi; do
         guest row $way /functions

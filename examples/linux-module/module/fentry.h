@@ -33,9 +33,18 @@ void fentry_kernel_images_free(u64 address);
 u8 *fentry_kernel_reserve(size_t bytes);
 int fentry_kernel_commit(u8 *base, size_t from, size_t to);
 void fentry_kernel_release(u8 *base);
-int fentry_kernel_land(const u64 *sites, size_t count, u64 from, u64 to);
+/* A patch site, and the address that it leads to; with FENTRY_JUMP, by a jump, else by a call. */
+struct fentry_way {
+	u64 site;
+	u64 target;
+};
+#define FENTRY_JUMP 1
+/* How sites change: they lead there from now on, or not any more, or there and not elsewhere. */
+enum { FENTRY_LEAD, FENTRY_RELEASE, FENTRY_REDIRECT };
+int fentry_kernel_lead(const struct fentry_way *ways, size_t count, int change);
 u64 fentry_kernel_led(u64 site);
-int fentry_kernel_lead_each(const u64 *ways, size_t count, int on);
+/* How long the calls of fentry_kernel_lead() have taken. */
+extern u64 fentry_ftrace_ns;
 void fentry_kernel_quiesce(void);
 void fentry_kernel_sleep(void);
 u8 *fentry_kernel_alloc(size_t bytes);

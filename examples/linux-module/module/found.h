@@ -28,7 +28,10 @@
 	  unsigned long site, unsigned long target) \
 	F(free_ftrace_hash, void, struct ftrace_hash *hash) \
 	F(update_ftrace_direct_add, int, struct ftrace_ops *ops, struct ftrace_hash *hash) \
-	F(update_ftrace_direct_del, int, struct ftrace_ops *ops, struct ftrace_hash *hash)
+	F(update_ftrace_direct_del, int, struct ftrace_ops *ops, struct ftrace_hash *hash) \
+	F(update_ftrace_direct_mod, int, struct ftrace_ops *ops, struct ftrace_hash *hash, \
+	  bool do_direct_lock) \
+	F(ftrace_find_rec_direct, unsigned long, unsigned long site)
 
 /* What a call leads to until its function is found, which is before there is one. */
 #define DECLARE_FOUND(name, result, ...) \

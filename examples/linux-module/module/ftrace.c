@@ -1,118 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Patch sites, which are ftrace's: functions are led to images by its direct calls. */
-#define pr_fmt(fmt) "fentry: " fmt
-
-#include <linux/bsearch.h>
+/* Patch sites, which are ftrace's: functions are led to emitted code by its direct calls. */
 #include <linux/ftrace.h>
-#include <linux/list.h>
-#include <linux/slab.h>
-#include <linux/sort.h>
+#include <linux/ktime.h>
+#include <linux/log2.h>
 
 #include "fentry.h"
 #include "found.h"
 
 /*
- * Functions that are led to one image: a registration of ftrace's, which is made, led elsewhere
- * and ended as a whole. Whoever changes the list holds the module's lock.
+ * One registration of ftrace's has all sites, each with an address of its own. Whoever changes
+ * it holds the module's lock. Since it is a module's, ftrace ends it with grace periods.
  */
-struct led {
-	struct list_head list;
-	struct ftrace_ops ops;
-	u64 target;
-	size_t count;
-	u64 sites[] __counted_by(count);
-};
+static struct ftrace_ops direct;
 
-static LIST_HEAD(all_led);
+u64 fentry_ftrace_ns;
 
-static struct led *led_as(const u64 *sites, size_t count, u64 target)
+static int change_all(struct ftrace_hash *hash, int change)
 {
-	struct led *led;
-
-	list_for_each_entry(led, &all_led, list) {
-		if (led->target == target && led->count == count &&
-		    !memcmp(led->sites, sites, count * sizeof(*sites)))
-			return led;
+	switch (change) {
+	case FENTRY_LEAD:
+		return found(update_ftrace_direct_add)(&direct, hash);
+	case FENTRY_RELEASE:
+		return found(update_ftrace_direct_del)(&direct, hash);
+	case FENTRY_REDIRECT:
+		return found(update_ftrace_direct_mod)(&direct, hash, true);
 	}
-	return NULL;
+	return -EINVAL;
 }
 
-static int lead(const u64 *sites, size_t count, u64 target)
+int fentry_kernel_lead(const struct fentry_way *ways, size_t count, int change)
 {
-	struct led *led = kvzalloc_flex(*led, sites, count);
-	int err;
+	u64 start = ktime_get_ns();
+	/* Buckets for it, up to as many as ftrace itself has (FTRACE_HASH_MAX_BITS). */
+	struct ftrace_hash *hash = found(alloc_ftrace_hash)(min(ilog2(count | 1) + 1, 12));
+	int err = hash ? 0 : -ENOMEM;
 
-	if (!led)
-		return -ENOMEM;
-	led->count = count;
-	led->target = target;
-	memcpy(led->sites, sites, count * sizeof(*sites));
-	err = ftrace_set_filter_ips(&led->ops, (unsigned long *)led->sites, count, 0, 1);
+	for (; !err && count--; ways++) {
+		if (ftrace_is_jmp(ways->target) != (ways->target & FENTRY_JUMP))
+			err = -EOPNOTSUPP;
+		else if (!found(add_ftrace_hash_entry_direct)(hash, ways->site, ways->target))
+			err = -ENOMEM;
+	}
 	if (!err)
-		err = register_ftrace_direct(&led->ops, target);
-	if (err) {
-		ftrace_free_filter(&led->ops);
-		kvfree(led);
-		return err;
-	}
-	list_add(&led->list, &all_led);
-	return 0;
-}
-
-int fentry_kernel_land(const u64 *sites, size_t count, u64 from, u64 to)
-{
-	struct led *led;
-	int err;
-
-	if (!from)
-		return lead(sites, count, to);
-	led = led_as(sites, count, from);
-	if (!led)
-		return -EBUSY;
-	err = to ? modify_ftrace_direct(&led->ops, to) :
-		   unregister_ftrace_direct(&led->ops, from, true);
-	if (err)
-		return err;
-	led->target = to;
-	if (!to) {
-		list_del(&led->list);
-		kvfree(led);
-	}
-	return 0;
-}
-
-static int by_address(const void *a, const void *b)
-{
-	return cmp_int(*(const u64 *)a, *(const u64 *)b);
+		err = change_all(hash, change);
+	if (hash)
+		found(free_ftrace_hash)(hash);
+	fentry_ftrace_ns += ktime_get_ns() - start;
+	return err;
 }
 
 u64 fentry_kernel_led(u64 site)
 {
-	struct led *led;
-
-	list_for_each_entry(led, &all_led, list) {
-		if (bsearch(&site, led->sites, led->count, sizeof(site), by_address))
-			return led->target;
-	}
-	return 0;
-}
-
-/* Functions that are led to a trampoline each. */
-static struct ftrace_ops each;
-
-int fentry_kernel_lead_each(const u64 *ways, size_t count, int on)
-{
-	struct ftrace_hash *hash = found(alloc_ftrace_hash)(10);
-	int err = hash ? 0 : -ENOMEM;
-
-	for (; !err && count--; ways += 2) {
-		if (!found(add_ftrace_hash_entry_direct)(hash, ways[0], ways[1]))
-			err = -ENOMEM;
-	}
-	if (!err)
-		err = on ? found(update_ftrace_direct_add)(&each, hash) :
-			   found(update_ftrace_direct_del)(&each, hash);
-	if (hash)
-		found(free_ftrace_hash)(hash);
-	return err;
+	return found(ftrace_find_rec_direct)(site);
 }

@@ -5,9 +5,10 @@
 //! stands there before it writes, switches itself off if that is not what it wrote last, and
 //! shares a site among tracers, kprobes, BPF and live patches. Writing to sites behind its back
 //! would break it for everybody. So sites are led to an image by ftrace's *direct calls*,
-//! which are just what the engine wants a site to be: `call image`. Where another tracer is on
-//! the same function, ftrace has the site call its own trampoline instead, and that jumps to
-//! the image with the same return address: a body finds its slot all the same.
+//! which are just what the engine wants a site to be: `call image`, or, with programs at the
+//! exit, `jmp thunk`. Where another tracer is on the same function, ftrace has the site call its
+//! own trampoline instead, and that goes on to the image with the same return address, or to the
+//! thunk with the caller's: a body finds its slot, and a thunk its caller, all the same.
 //!
 //! ftrace has a breakpoint protocol of its own, for whole batches. The engine's batch is
 //! therefore handed over as a whole, at its first store, and the engine's own three passes over
@@ -21,12 +22,13 @@ use core::ptr::NonNull;
 use fentry::addr::PatchSite;
 use fentry::attach::{Embedder, Parts};
 use fentry::emit::x86_64::Hardening;
-use fentry::encode::x86_64::call_bytes;
+use fentry::encode::x86_64::{call_bytes, jmp_bytes};
 use fentry::metadata::TableMemory;
 use fentry::patch::{Cores, Poke, SITE_LEN, Text};
 
+use crate::array::Array;
 use crate::images::KernelImages;
-use crate::kernel::{self, Errno, Line};
+use crate::kernel::{self, Change, Errno, JUMP, Line, Way};
 
 /// A Linux kernel, as an [`Embedder`].
 #[derive(Clone, Copy, Debug)]
@@ -41,28 +43,29 @@ impl Embedder for Kernel {
 }
 
 /// The parts that an engine is made of.
-#[must_use]
-pub const fn parts() -> Parts<Kernel> {
-    Parts {
+///
+/// # Errors
+/// There is no memory.
+pub fn parts() -> Result<Parts<Kernel>, Errno> {
+    Ok(Parts {
         text: FtraceText { batch: None },
         cores: KernelCores,
-        images: KernelImages::new(),
+        images: KernelImages::new()?,
         tables: KernelTables::new(),
         // Emitted code finds side stacks by `fs`, which in a kernel is user space's.
         side_stack: None,
         hardening: Hardening::NONE,
-    }
+    })
 }
 
 /// `nopl 0(%rax,%rax,1)`: what stands at a site that ftrace leads nowhere.
 const NOP: [u8; SITE_LEN] = [0x0f, 0x1f, 0x44, 0, 0];
 /// `call rel32`.
 const CALL: u8 = 0xe8;
+/// `jmp rel32`.
+const JMP: u8 = 0xe9;
 
 /// The kernel's text: sites by way of ftrace, padding by way of another mapping.
-///
-/// Functions that are led to one image are one registration of ftrace's, which is made, led
-/// elsewhere and ended as a whole. So must be what is attached.
 #[derive(Debug)]
 pub struct FtraceText {
     /// The batch that is open, until it is handed to ftrace.
@@ -76,39 +79,71 @@ struct Staged {
     count: usize,
 }
 
-/// Where a site leads before a batch and after it: the addresses of images, or 0.
-type Way = (u64, u64);
-
-/// The most ways of the sites of one batch: functions with and without a landing pad, with
-/// several sets of programs.
-const WAYS: usize = 16;
-
-/// Where the instruction at `site` leads.
+/// Where the instruction at `site` leads, marked if by a jump; 0 for nowhere.
 fn target(site: PatchSite, bytes: [u8; SITE_LEN]) -> Result<u64, Errno> {
-    match bytes {
-        NOP => Ok(0),
-        [CALL, distance @ ..] => {
-            let next = site.get().wrapping_add(SITE_LEN as u64);
-            Ok(next.wrapping_add_signed(i32::from_le_bytes(distance).into()))
-        }
-        _ => Err(Errno::INVALID),
+    if bytes == NOP {
+        return Ok(0);
+    }
+    let [opcode, distance @ ..] = bytes;
+    let mark = match opcode {
+        CALL => 0,
+        JMP => JUMP,
+        _ => return Err(Errno::INVALID),
+    };
+    let next = site.get().wrapping_add(SITE_LEN as u64);
+    Ok(next.wrapping_add_signed(i32::from_le_bytes(distance).into()) | mark)
+}
+
+/// What ftrace is asked for to change a site's target; `None` if that stays.
+fn change(from: u64, to: u64) -> Option<(Change, u64)> {
+    match (from, to) {
+        (from, to) if from == to => None,
+        (0, to) => Some((Change::Lead, to)),
+        (from, 0) => Some((Change::Release, from)),
+        (_, to) => Some((Change::Redirect, to)),
     }
 }
 
-/// The way of the site of `poke`.
-fn way(poke: &Poke) -> Result<Way, Errno> {
-    Ok((target(poke.site, poke.old)?, target(poke.site, poke.new)?))
+/// Whether a batch is landed, or taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Forth,
+    Back,
 }
 
-/// The ways of a batch's sites, in the order in which they are met; `None` for the rest.
-fn ways(pokes: &[Poke]) -> Result<[Option<Way>; WAYS], Errno> {
-    let mut ways = [None; WAYS];
+/// The changes, of which each is one request, in the order in which they are made.
+const CHANGES: [Change; 3] = [Change::Lead, Change::Redirect, Change::Release];
+
+/// Has ftrace make those changes of `pokes` that are of this kind, or takes them back. `ways` has
+/// room for all.
+fn hand_over(
+    pokes: &[Poke],
+    ways: &mut [Way],
+    kind: Change,
+    direction: Direction,
+) -> Result<(), Errno> {
+    let mut asked = kind;
+    let mut count = 0;
     for poke in pokes {
-        let way = Some(way(poke)?);
-        let place = ways.iter_mut().find(|place| place.is_none() || **place == way);
-        *place.ok_or(Errno::BUSY)? = way;
+        let (from, to) = (target(poke.site, poke.old)?, target(poke.site, poke.new)?);
+        let Some((found, mut target)) = change(from, to) else { continue };
+        if found != kind {
+            continue;
+        }
+        if direction == Direction::Back
+            && let Some(back) = change(to, from)
+        {
+            (asked, target) = back;
+        }
+        *ways.get_mut(count).ok_or(Errno::NO_MEMORY)? = Way { site: poke.site.get(), target };
+        count += 1;
     }
-    Ok(ways)
+    if count == 0 {
+        return Ok(());
+    }
+    // SAFETY: the first `count` are filled in; the engine says that code is emitted where they
+    // lead.
+    Errno::check(unsafe { kernel::fentry_kernel_lead(ways.as_ptr(), count, asked) })
 }
 
 impl FtraceText {
@@ -118,13 +153,14 @@ impl FtraceText {
         // SAFETY: `open` was given this slice, and its caller has the text open for it still:
         // nothing stores to sites outside of that, and `close` forgets it.
         let pokes = unsafe { core::slice::from_raw_parts(staged.pokes.as_ptr(), staged.count) };
-        let mut sites = Sites::new(pokes.len())?;
-        let ways = ways(pokes)?;
-        for (position, &way) in ways.iter().flatten().enumerate() {
-            let Err(error) = sites.lead(pokes, way) else { continue };
-            for &(from, to) in ways.iter().flatten().take(position) {
-                if let Err(error) = sites.lead(pokes, (to, from)) {
-                    Line::log(format_args!("ftrace does not take back a call of {to:#x}: {error}"));
+        // SAFETY: ways are integers.
+        let mut ways = unsafe { Array::zeroed(pokes.len()) }?;
+        let ways = ways.as_mut_slice();
+        for (position, &kind) in CHANGES.iter().enumerate() {
+            let Err(error) = hand_over(pokes, ways, kind, Direction::Forth) else { continue };
+            for &done in CHANGES.iter().take(position).rev() {
+                if let Err(error) = hand_over(pokes, ways, done, Direction::Back) {
+                    Line::log(format_args!("ftrace does not take back a change: {error}"));
                 }
             }
             return Err(error);
@@ -134,67 +170,29 @@ impl FtraceText {
     }
 }
 
-/// An array of sites, in memory of the kernel's.
-struct Sites {
-    memory: NonNull<u64>,
-    len: usize,
-}
-
-impl Sites {
-    fn new(len: usize) -> Result<Self, Errno> {
-        let bytes = len.checked_mul(size_of::<u64>()).ok_or(Errno::NO_MEMORY)?;
-        // SAFETY: it may sleep, as every caller of the engine may.
-        let memory = unsafe { kernel::fentry_kernel_alloc(bytes) };
-        Ok(Self { memory: NonNull::new(memory.cast()).ok_or(Errno::NO_MEMORY)?, len })
-    }
-
-    /// Leads the sites of those of `pokes` that go this way, or came it.
-    fn lead(&mut self, pokes: &[Poke], (from, to): Way) -> Result<(), Errno> {
-        if from == to {
-            return Ok(());
-        }
-        // SAFETY: `new` has allocated `len` of them, zeroed, and nobody else has them.
-        let places = unsafe { core::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) };
-        let mut count = 0;
-        let goes =
-            |poke: &&Poke| matches!(way(poke), Ok(way) if way == (from, to) || way == (to, from));
-        for (place, poke) in places.iter_mut().zip(pokes.iter().filter(goes)) {
-            *place = poke.site.get();
-            count += 1;
-        }
-        // SAFETY: the first `count` sites are in the slice; the engine says that `to` is
-        // emitted.
-        Errno::check(unsafe { kernel::fentry_kernel_land(places.as_ptr(), count, from, to) })
-    }
-}
-
-impl Drop for Sites {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `new`.
-        unsafe { kernel::fentry_kernel_free(self.memory.as_ptr().cast()) };
-    }
-}
-
 // SAFETY: a batch is landed by ftrace, whose protocol keeps every core from decoding part of an
-// instruction, all at once at the first store to a site; stores to sites after that have
-// nothing left to do. If ftrace refuses, nothing was changed. Padding is data to every core,
-// and is written by ordinary stores to its page.
+// instruction, all of it at the first store to a site; stores to sites after that have nothing
+// left to do. If ftrace refuses, nothing was changed, or it is taken back. Padding is data to
+// every core, and is written by ordinary stores to its page.
 unsafe impl Text for FtraceText {
     type Error = Errno;
 
-    /// Of a site that ftrace has for others too, this is what ftrace does for *us* there.
+    /// Of a site that ftrace has for several tracers, this is where it leads for the one that may
+    /// have an address of its own there.
     fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], Errno> {
         let mut bytes = [0; N];
         // SAFETY: the array has `N` bytes.
         let read = unsafe { kernel::fentry_kernel_read(address, bytes.as_mut_ptr(), N) };
         Errno::check(read)?;
-        if N == SITE_LEN && bytes.first() == Some(&CALL) {
-            // SAFETY: the engine's callers take turns, and so do changes of what is led.
-            let ours = match unsafe { kernel::fentry_kernel_led(address) } {
-                0 => NOP,
-                image => call_bytes(address, image).map_err(|_| Errno::INVALID)?,
+        if N == SITE_LEN && matches!(bytes.first(), Some(&(CALL | JMP))) {
+            // SAFETY: it may be called anywhere.
+            let direct = match unsafe { kernel::fentry_kernel_led(address) } {
+                0 => Ok(NOP),
+                thunk if thunk & JUMP != 0 => jmp_bytes(address, thunk & !JUMP),
+                image => call_bytes(address, image),
             };
-            for (to, from) in bytes.iter_mut().zip(ours) {
+            let direct = direct.map_err(|_| Errno::INVALID)?;
+            for (to, from) in bytes.iter_mut().zip(direct) {
                 *to = from;
             }
         }

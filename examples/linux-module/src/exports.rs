@@ -11,7 +11,7 @@ fn answer(what: &str, result: Result<(), Failure>) -> i32 {
     let Err(failure) = result else { return 0 };
     Line::log(format_args!("{what}: {failure}"));
     match failure {
-        Failure::Attached => Errno::BUSY.0,
+        Failure::Attached | Failure::Inside => Errno::BUSY.0,
         Failure::Kernel(error) => error.0,
         Failure::NoSelection | Failure::NotAttached | Failure::Engine(_) => Errno::INVALID.0,
     }

@@ -18,7 +18,6 @@ use fentry::layout::x86_64::{IBT, PLAIN};
 use fentry::patch::{SITE_LEN, Text};
 
 use crate::embedder::FtraceText;
-use crate::exits::Measured;
 use crate::kernel::Errno;
 
 /// `endbr64`, and what the boot replaces it with (arch/x86/include/asm/ibt.h, `gen_endbr_poison`:
@@ -89,18 +88,7 @@ pub fn describe(text: &FtraceText, site: u64) -> Result<FunctionSpec, Refusal> {
         layout,
         nop: SiteNop::FiveByte,
         region: Region(0),
-        // Programs at the exit are not the engine's here.
-        stack_arguments: None,
+        // Whoever measures a function says so of it.
+        stack_arguments: Some(0),
     })
-}
-
-/// What there is to know of the function that is entered at `entry`, to measure it: it was
-/// [described](describe) before.
-///
-/// # Errors
-/// Its text cannot be read.
-pub fn measured(text: &FtraceText, entry: Entry) -> Result<Measured, Errno> {
-    let layout = if LANDING_PADS.contains(&text.read(entry.get())?) { IBT } else { PLAIN };
-    let (site, origin) = (layout.site(entry).get(), layout.origin(entry));
-    Ok(Measured { entry, site, origin })
 }

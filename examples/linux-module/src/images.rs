@@ -2,16 +2,18 @@
 
 use fentry::attach::{ImageMemory, Region};
 
+use crate::array::Array;
 use crate::kernel::{self, Errno};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
 /// Bytes of a piece: what images are aligned to.
 const PIECE: usize = 64;
-/// The most pages that images can take.
-const PAGES: usize = 64;
+/// The most pages that images can take: there are 128 exit thunks in each, and Linux has some
+/// 50,000 functions, of two layouts.
+const PAGES: usize = 1024;
 
-/// A page, and which of its 64 pieces are in use.
+/// A page, and which of its 64 pieces are in use; at address 0 if it is yet to be taken.
 #[derive(Clone, Copy, Debug)]
 struct Page {
     address: u64,
@@ -22,26 +24,24 @@ struct Page {
 /// when nothing in it is in use.
 #[derive(Debug)]
 pub struct KernelImages {
-    pages: [Option<Page>; PAGES],
+    pages: Array<Page>,
 }
 
 impl KernelImages {
-    /// No memory yet.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { pages: [None; PAGES] }
+    /// No memory for images yet.
+    ///
+    /// # Errors
+    /// There is no memory for the list of what there will be.
+    pub fn new() -> Result<Self, Errno> {
+        // SAFETY: integers.
+        Ok(Self { pages: unsafe { Array::zeroed(PAGES) }? })
     }
 
-    /// Bytes of all pages.
+    /// Bytes of all pages, and of their list.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.pages.iter().flatten().count() * PAGE
-    }
-}
-
-impl Default for KernelImages {
-    fn default() -> Self {
-        Self::new()
+        let taken = self.pages.as_slice().iter().filter(|page| page.address != 0).count();
+        taken * PAGE + size_of::<[Page; PAGES]>()
     }
 }
 
@@ -67,59 +67,65 @@ unsafe impl ImageMemory for KernelImages {
 
     fn allocate(&mut self, _: Region, size: usize) -> Result<u64, Errno> {
         let count = size.div_ceil(PIECE);
-        for page in self.pages.iter_mut().flatten() {
+        for page in self.pages.as_mut_slice().iter_mut() {
+            if page.address == 0 {
+                // SAFETY: it may sleep, as every caller of the engine may.
+                let address = unsafe { kernel::fentry_kernel_images(PAGE) };
+                if address == 0 {
+                    return Err(Errno::NO_MEMORY);
+                }
+                *page = Page { address, used: 0 };
+            }
             if let Some(run) = free_run(page.used, count) {
                 page.used |= run;
                 return Ok(page.address + u64::from(run.trailing_zeros()) * PIECE as u64);
             }
         }
-        let place = self.pages.iter_mut().find(|page| page.is_none()).ok_or(Errno::NO_MEMORY)?;
-        let used = free_run(0, count).ok_or(Errno::INVALID)?;
-        // SAFETY: it may sleep, as every caller of the engine may.
-        let address = unsafe { kernel::fentry_kernel_images(PAGE) };
-        if address == 0 {
-            return Err(Errno::NO_MEMORY);
-        }
-        *place = Some(Page { address, used });
-        Ok(address)
+        Err(Errno::NO_MEMORY)
     }
 
+    /// What it is written through is mapped until the text is closed, or something is freed: the
+    /// next piece is mostly of the same page.
     unsafe fn write(&mut self, address: u64, code: &[u8]) -> Result<(), Errno> {
         // SAFETY: the bytes are of a page of ours that no core executes there (contract).
-        let written = unsafe {
-            let written = kernel::fentry_kernel_write(address, code.as_ptr(), code.len());
-            kernel::fentry_kernel_write_end();
-            written
-        };
-        Errno::check(written)
+        Errno::check(unsafe { kernel::fentry_kernel_write(address, code.as_ptr(), code.len()) })
     }
 
     unsafe fn free(&mut self, address: u64, size: usize) {
         const INT3: [u8; PIECE] = [0xcc; PIECE];
         let base = address & !(PAGE as u64 - 1);
-        let is_it = |page: &&mut Option<Page>| page.is_some_and(|page| page.address == base);
-        let Some(place) = self.pages.iter_mut().find(is_it) else { return };
-        let Some(page) = place else { return };
+        let mut pages = self.pages.as_mut_slice().iter_mut();
+        let Some(page) = pages.find(|page| page.address == base) else { return };
         page.used &= !pieces(address - base, size);
-        if page.used == 0 {
-            // SAFETY: nothing of the page is in use, and nobody is in it (contract).
-            unsafe { kernel::fentry_kernel_images_free(base) };
-            *place = None;
-            return;
+        let unused = page.used == 0;
+        if unused {
+            *page = Page { address: 0, used: 0 };
+        } else {
+            for piece in 0..size.div_ceil(PIECE) {
+                // SAFETY: as in `write`. If it fails, the old code stays, which nothing leads to.
+                let _ = unsafe { self.write(address + (piece * PIECE) as u64, &INT3) };
+            }
         }
-        for piece in 0..size.div_ceil(PIECE) {
-            // SAFETY: as in `write`. If it fails, the old code stays, which nothing leads to.
-            let _ = unsafe { self.write(address + (piece * PIECE) as u64, &INT3) };
+        // SAFETY: nothing is being written; nothing of an unused page is in use, and nobody is in
+        // it (contract).
+        unsafe {
+            kernel::fentry_kernel_write_end();
+            if unused {
+                kernel::fentry_kernel_images_free(base);
+            }
         }
     }
 }
 
 impl Drop for KernelImages {
     fn drop(&mut self) {
-        for Page { address, .. } in self.pages.iter().flatten() {
-            // SAFETY: the engine that used it is being dropped, and its embedder drops it
-            // only when no core runs an image.
-            unsafe { kernel::fentry_kernel_images_free(*address) };
+        // SAFETY: nothing is being written; the engine that used the pages is being dropped, and
+        // its embedder drops it only when no core runs an image.
+        unsafe {
+            kernel::fentry_kernel_write_end();
+            for page in self.pages.as_slice().iter().filter(|page| page.address != 0) {
+                kernel::fentry_kernel_images_free(page.address);
+            }
         }
     }
 }

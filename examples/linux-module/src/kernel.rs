@@ -34,6 +34,31 @@ impl Errno {
     }
 }
 
+/// A patch site, and the address that it leads to, [marked](JUMP) if by a jump.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Way {
+    /// The site.
+    pub site: u64,
+    /// The address.
+    pub target: u64,
+}
+
+/// The mark of an address that a site jumps to, and does not call. Emitted code is aligned.
+pub const JUMP: u64 = 1;
+
+/// How sites change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Change {
+    /// They lead somewhere, and led nowhere.
+    Lead,
+    /// They lead nowhere any more.
+    Release,
+    /// They lead elsewhere.
+    Redirect,
+}
+
 unsafe extern "C" {
     /// Copies bytes out of kernel memory, wherever that is; an error if it is nowhere.
     pub fn fentry_kernel_read(address: u64, to: *mut u8, len: usize) -> i32;
@@ -58,19 +83,17 @@ unsafe extern "C" {
     /// Gives the address space and its pages back.
     pub fn fentry_kernel_release(base: *mut u8);
 
-    /// Has ftrace lead `count` sites, sorted, from `from` to `to`; either is 0 for nowhere. What
-    /// leads somewhere already must be exactly what an earlier call led there.
-    pub fn fentry_kernel_land(sites: *const u64, count: usize, from: u64, to: u64) -> i32;
+    /// Has ftrace change where `count` sites lead, all at once or not at all. The target of each
+    /// is where it leads after that, or, if it is released, where it led before.
+    pub fn fentry_kernel_lead(ways: *const Way, count: usize, change: Change) -> i32;
+    /// Where ftrace leads `site` by itself, whoever asked it to; 0 for nowhere.
+    pub fn fentry_kernel_led(site: u64) -> u64;
 
-    /// Has ftrace lead each of `count` pairs of a site and an address there, or no more.
-    pub fn fentry_kernel_lead_each(ways: *const u64, count: usize, on: i32) -> i32;
     /// Returns when every core has scheduled, and every task has been seen outside of emitted
     /// code, unless it sleeps there.
     pub fn fentry_kernel_quiesce();
     /// Sleeps for ten milliseconds.
     pub fn fentry_kernel_sleep();
-    /// Where ftrace leads `site` for us; 0 for nowhere.
-    pub fn fentry_kernel_led(site: u64) -> u64;
 
     /// Zeroed memory; null if there is none.
     pub fn fentry_kernel_alloc(bytes: usize) -> *mut u8;

@@ -8,12 +8,15 @@ use fentry::patch::{Poke, Protocol, TrapResolver};
 
 use crate::array::Array;
 use crate::embedder::{Kernel, parts};
-use crate::exits::{BUCKETS, Exits, Measured};
+use crate::exits::{BUCKETS, Latencies};
 use crate::functions::{self, Refusal};
 use crate::kernel::{self, Errno, Line};
 
 /// Asked by nobody: ftrace has its own trap handler.
 static TRAPS: TrapResolver = TrapResolver::new();
+
+/// How often it is looked whether all calls have returned, ten milliseconds apart.
+const LOOKS: u32 = 500;
 
 /// The most functions of a selection: more than any kernel has.
 const MOST: usize = 1 << 20;
@@ -38,11 +41,11 @@ pub struct Tracer {
 
 /// What is attached to the selection.
 #[derive(Debug)]
-enum Attached {
-    /// The program that counts calls.
-    Count(Lanes),
-    /// Those that measure them.
-    Measure(Exits),
+struct Attached {
+    /// The program's; `None` once it is detached, while a core or a task may still be inside.
+    lanes: Option<Lanes>,
+    /// What it measures; `None` if it counts.
+    latencies: Option<Latencies>,
 }
 
 /// Why something was not done.
@@ -54,6 +57,8 @@ pub enum Failure {
     Attached,
     /// Nothing is attached.
     NotAttached,
+    /// It is detached, but a call that was measured does not return.
+    Inside,
     /// The kernel said no.
     Kernel(Errno),
     /// The engine said no.
@@ -66,6 +71,10 @@ impl core::fmt::Display for Failure {
             Self::NoSelection => f.write_str("no functions are selected: write `select` first"),
             Self::Attached => f.write_str("programs are attached: write `detach` first"),
             Self::NotAttached => f.write_str("nothing is attached"),
+            Self::Inside => f.write_str(
+                "detached, but a call of a measured function has not returned: it may be waiting \
+                 for this; write `detach` again",
+            ),
             Self::Kernel(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),
         }
@@ -100,9 +109,9 @@ impl Tracer {
     /// A tracer without a selection.
     ///
     /// # Errors
-    /// [`Failure::Engine`] if the kernel has no address space for the tables.
+    /// [`Failure`] if the kernel has no memory, or no address space for the tables.
     pub fn new() -> Result<Self, Failure> {
-        let engine = Engine::new(parts(), Protocol::Breakpoint, &TRAPS)?;
+        let engine = Engine::new(parts()?, Protocol::Breakpoint, &TRAPS)?;
         Ok(Self { engine, selection: None, attached: None })
     }
 
@@ -142,14 +151,11 @@ impl Tracer {
         Ok(Ok(true))
     }
 
-    /// Attaches the program to all selected functions, in one batch.
+    /// Counts calls of all selected functions, from now on.
     ///
     /// # Errors
     /// [`Failure`]; then nothing is attached.
     pub fn attach(&mut self) -> Result<(), Failure> {
-        if self.attached.is_some() {
-            return Err(Failure::Attached);
-        }
         let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
         let program = Attachment {
             target: count as *const () as u64,
@@ -158,75 +164,88 @@ impl Tracer {
             vectors: Vectors::Untouched,
             cookies: Cookies::Position,
         };
-        let mut pokes = selection.pokes()?;
-        let (functions, pokes) = (selection.selected(), pokes.as_mut_slice());
-        // SAFETY: `count` is a program, may run anywhere, and stays as long as the module, whose
-        // exit detaches; the kernel's text stays, and only ftrace patches sites.
-        let lanes = match unsafe { self.engine.attach(functions, &[program], pokes) } {
-            Ok(lanes) => lanes,
-            Err(error) => {
-                // A core may have entered the image, and slots may have been written.
-                // SAFETY: it may sleep, as the caller may; when it returns, every task has been
-                // seen outside of the image, and the text stays.
-                unsafe {
-                    kernel::fentry_kernel_quiesce();
-                    self.engine.quiesced();
-                    self.engine.vacate(functions, pokes)?;
-                }
-                return Err(error.into());
-            }
-        };
-        self.attached = Some(Attached::Count(lanes));
-        Ok(())
+        self.begin(&program, None)
     }
 
-    /// Attaches to entry and exit of all selected functions, to measure how long calls take.
+    /// Measures how long calls of all selected functions take, from now on. Whoever selected them
+    /// vouches for that they return, and have no arguments on the stack.
     ///
     /// # Errors
     /// [`Failure`]; then nothing is attached.
     pub fn measure(&mut self) -> Result<(), Failure> {
+        let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
+        let latencies = Latencies::new(selection.count)?;
+        self.begin(&latencies.program(), Some(latencies))
+    }
+
+    /// Attaches the program to all selected functions, in one batch.
+    fn begin(
+        &mut self,
+        program: &Attachment<'_>,
+        latencies: Option<Latencies>,
+    ) -> Result<(), Failure> {
         if self.attached.is_some() {
             return Err(Failure::Attached);
         }
         let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
-        let text = &self.engine.parts().text;
-        // SAFETY: addresses are integers.
-        let mut measured: Array<Measured> = unsafe { Array::zeroed(selection.count)? };
-        for (place, &id) in measured.as_mut_slice().iter_mut().zip(selection.selected()) {
-            let entry = self.engine.entry(id).ok_or(Failure::NoSelection)?;
-            *place = functions::measured(text, entry)?;
-        }
-        // SAFETY: that the functions return, and have no arguments on the stack, is what
-        // whoever selects them for this vouches for.
-        let exits = unsafe { Exits::begin(measured.as_slice()) }?;
-        self.attached = Some(Attached::Measure(exits));
-        Ok(())
+        let (functions, mut pokes) = (selection.selected(), selection.pokes()?);
+        let programs = core::slice::from_ref(program);
+        // SAFETY: the programs may run anywhere, and stay as long as the module, whose exit
+        // detaches; their data stays until `settle` has seen that nobody is inside. The kernel's
+        // text stays, and only ftrace patches sites.
+        let lanes = unsafe { self.engine.attach(functions, programs, pokes.as_mut_slice()) };
+        self.attached = Some(Attached { lanes: lanes.as_ref().ok().copied(), latencies });
+        let Err(error) = lanes else { return Ok(()) };
+        // A core may have entered the image, and slots may have been written.
+        // SAFETY: it may sleep, as the caller may.
+        unsafe { kernel::fentry_kernel_quiesce() };
+        self.settle()?;
+        Err(error.into())
     }
 
     /// Detaches the program. When this returns, no core runs it any more.
     ///
     /// # Errors
-    /// [`Failure`]; unless it is [`AttachError::Text`], the program is still attached.
+    /// [`Failure`]; unless it is [`Failure::Inside`] or [`AttachError::Text`], the program is still
+    /// attached.
     pub fn detach(&mut self) -> Result<(), Failure> {
-        let lanes = match &self.attached {
-            None => return Err(Failure::NotAttached),
-            Some(Attached::Measure(exits)) => {
-                exits.end()?;
-                self.attached = None;
-                return Ok(());
+        let attached = self.attached.as_mut().ok_or(Failure::NotAttached)?;
+        if let Some(lanes) = attached.lanes {
+            let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
+            let mut pokes = selection.pokes()?;
+            // SAFETY: as in `begin`.
+            unsafe { self.engine.detach(selection.selected(), lanes, pokes.as_mut_slice()) }?;
+            attached.lanes = None;
+        }
+        self.settle()
+    }
+
+    /// Waits until nobody is inside of what was detached, and gives it back.
+    ///
+    /// ftrace has ended its registration with `synchronize_rcu_tasks_rude` and
+    /// `synchronize_rcu_tasks` (kernel/trace/ftrace.c, `ftrace_shutdown`), or the caller has
+    /// waited for both: every core has scheduled, and every task that was preempted in an image or
+    /// a program has left it, since no program sleeps. A task may sleep in a function that is
+    /// measured: it is one of the calls that are counted.
+    fn settle(&mut self) -> Result<(), Failure> {
+        if let Some(latencies) = self.attached.as_ref().and_then(|it| it.latencies.as_ref()) {
+            let mut looks = 0;
+            while latencies.active() {
+                looks += 1;
+                if looks > LOOKS {
+                    return Err(Failure::Inside);
+                }
+                // SAFETY: it may sleep, as the caller may.
+                unsafe { kernel::fentry_kernel_sleep() };
             }
-            Some(Attached::Count(lanes)) => *lanes,
-        };
+            // SAFETY: as above. After it, no task is on its way out of the last program.
+            unsafe { kernel::fentry_kernel_quiesce() };
+        }
+        // SAFETY: nobody is inside, as above.
+        unsafe { self.engine.quiesced() };
+        self.attached = None;
         let selection = self.selection.as_ref().ok_or(Failure::NoSelection)?;
         let mut pokes = selection.pokes()?;
-        // SAFETY: as in `attach`.
-        unsafe { self.engine.detach(selection.selected(), lanes, pokes.as_mut_slice()) }?;
-        self.attached = None;
-        // SAFETY: ftrace ends a registration with `synchronize_rcu_tasks_rude` and
-        // `synchronize_rcu_tasks` (kernel/trace/ftrace.c, `ftrace_shutdown`): every core has
-        // scheduled, and every task that was preempted in an image has left it, since no
-        // program sleeps.
-        unsafe { self.engine.quiesced() };
         // SAFETY: all is quiescent, and the text stays.
         unsafe { self.engine.vacate(selection.selected(), pokes.as_mut_slice()) }?;
         Ok(())
@@ -268,10 +287,8 @@ impl Tracer {
     pub fn histogram(&self, position: usize) -> Option<(u64, [u64; BUCKETS])> {
         let selection = self.selection.as_ref()?;
         let entry = self.engine.entry(*selection.selected().get(position)?)?;
-        match &self.attached {
-            Some(Attached::Measure(exits)) => Some((entry.get(), exits.histogram(position)?)),
-            _ => None,
-        }
+        let latencies = self.attached.as_ref()?.latencies.as_ref()?;
+        Some((entry.get(), latencies.histogram(position)?))
     }
 
     /// Bytes that attaching takes: tables, images, counters and the selection itself.
@@ -281,11 +298,9 @@ impl Tracer {
         let each = size_of::<FunctionId>() + size_of::<AtomicU64>();
         let selection =
             self.selection.as_ref().map_or(0, |selection| selection.functions.as_slice().len());
-        let exits = match &self.attached {
-            Some(Attached::Measure(exits)) => exits.bytes(),
-            _ => 0,
-        };
-        parts.tables.bytes() + parts.images.bytes() + selection * each + exits
+        let latencies = self.attached.as_ref().and_then(|attached| attached.latencies.as_ref());
+        let latencies = latencies.map_or(0, Latencies::bytes);
+        parts.tables.bytes() + parts.images.bytes() + selection * each + latencies
     }
 }
 

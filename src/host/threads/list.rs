@@ -10,17 +10,24 @@ use std::vec::Vec;
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::host::lines;
 
 /// `PF_IO_WORKER` (include/linux/sched.h): a thread of the kernel's io_uring, which is
 /// listed with the process's threads since Linux 5.12 and never runs its text.
 const PF_IO_WORKER: u64 = 0x10;
+/// `PF_EXITING`: it ends, and has been in user space for the last time. Set before who waits for
+/// the thread's end is told (kernel/exit.c, `do_exit`).
+const PF_EXITING: u64 = 0x4;
+
+/// How files of `/proc` are opened.
+const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 /// Calls `visit` with the thread ids, the calling thread's included. Threads that start or
 /// end meanwhile may be missing, and when one ends others may be too.
 pub(super) fn for_each(mut visit: impl FnMut(i32)) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OPEN.union(OFlags::DIRECTORY);
     let directory = rustix::fs::open(c"/proc/self/task", flags, Mode::empty())?;
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut entries = RawDir::new(&directory, &mut buffer);
@@ -218,20 +225,29 @@ pub(super) fn bit(signal: i32) -> u64 {
 
 /// Whether the thread is one of the kernel's that is listed with ours.
 pub(super) fn is_kernel_worker(tid: i32) -> bool {
-    let mut flags = None;
-    if let Some(path) = Path::new(tid, "stat").path() {
-        let _ = lines::for_each(path, |line| {
-            // The name, in parentheses, may have spaces and parentheses itself. Behind it:
-            // state, five numbers, and the flags (proc(5): field 9).
-            if let Some(end) = line.iter().rposition(|&byte| byte == b')') {
-                let fields = line.get(end + 1..).unwrap_or_default();
-                let mut fields = fields.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
-                flags = fields.nth(6).and_then(number::<u64>);
-            }
-            ControlFlow::Break(())
-        });
-    }
-    flags.is_some_and(|flags| flags & PF_IO_WORKER != 0)
+    flags(tid).is_some_and(|flags| flags & PF_IO_WORKER != 0)
+}
+
+/// Whether the thread ends, or is gone: it runs this process's text no more. It may be listed
+/// after it was joined, and even after its stack has become another thread's. Leaves `errno`
+/// alone; where `/proc` cannot be read, says no for one that is listed.
+pub(in crate::host) fn has_left(tid: i32) -> bool {
+    let gone = Pid::from_raw(tid).is_none_or(|tid| test_kill_process(tid).is_err());
+    gone || flags(tid).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
+/// The thread's `PF` flags (include/linux/sched.h), as far as they can be read.
+fn flags(tid: i32) -> Option<u64> {
+    let file = rustix::fs::open(Path::new(tid, "stat").path()?, OPEN, Mode::empty()).ok()?;
+    // Up to the flags: a thread may ask on a signal handler's stack, which has not much room.
+    let mut start = [0; 192];
+    let read = rustix::io::read(&file, &mut start).ok()?;
+    let line = start.get(..read)?;
+    // The name, in parentheses, may have spaces and parentheses itself. Behind it: state, five
+    // numbers, and the flags (proc(5): field 9).
+    let end = line.iter().rposition(|&byte| byte == b')')?;
+    let fields = line.get(end + 1..)?.split(|&byte| byte == b' ');
+    fields.filter(|field| !field.is_empty()).nth(6).and_then(number)
 }
 
 fn number<T: FromStr>(digits: &[u8]) -> Option<T> {
