@@ -175,7 +175,8 @@ impl Hardening {
     /// Emits a call of `target`, behind the count where calls are counted.
     ///
     /// # Errors
-    /// [`EmitError::Encode`] if `code` has too few bytes left or `target` is 2 GiB or more away.
+    /// [`EmitError::Encode`] if `code` has too few bytes left, or `target` or the count is 2 GiB or
+    /// more away.
     pub fn emit_call(&self, code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EmitError> {
         self.count(code)?;
         call(code, target)?;
@@ -244,7 +245,8 @@ impl Hardening {
     /// What the check changes is said at [`Check`].
     ///
     /// # Errors
-    /// [`EmitError::Encode`] if `code` has too few bytes left or the thunk is 2 GiB or more away.
+    /// [`EmitError::Encode`] if `code` has too few bytes left, or the thunk or the count is 2 GiB or
+    /// more away.
     pub fn emit_indirect_call(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
         self.check(code)?;
         self.count(code)?;

@@ -96,7 +96,7 @@ impl EntryBody<'_> {
     ///
     /// # Errors
     /// As those of [`emit`](Self::emit), where [`max_hardened_size`](Self::max_hardened_size)
-    /// says how many bytes are enough, or if a thunk is 2 GiB or more away.
+    /// says how many bytes are enough, or if a thunk or the count of calls is 2 GiB or more away.
     pub fn emit_hardened(
         &self,
         code: &mut CodeBuffer<'_>,

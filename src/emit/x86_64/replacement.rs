@@ -25,7 +25,8 @@ pub fn replacement(code: &mut CodeBuffer<'_>, target: u64) -> Result<(), EmitErr
 /// guarded against indirect jumps, the target must be in a direct jump's reach.
 ///
 /// # Errors
-/// [`EmitError::Encode`] if `code` has less than [`HARDENED_REPLACEMENT_SIZE`] bytes left.
+/// [`EmitError::Encode`] if `code` has less than [`HARDENED_REPLACEMENT_SIZE`] bytes left, or if the
+/// thunk of indirect jumps is needed and 2 GiB or more away.
 pub fn replacement_hardened(
     code: &mut CodeBuffer<'_>,
     target: u64,
