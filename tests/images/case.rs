@@ -122,12 +122,10 @@ impl Case<'_> {
         let calls = branches(&walk, &self.hardening);
         let expected = self.calls();
         assert_eq!(calls.len(), expected.len(), "{calls:?}");
-        let checked = self.hardening.mitigations().contains(Mitigations::CFI);
+        let hash = checked(&self.hardening, self.hash);
         for (call, expected) in calls.iter().zip(expected) {
             match expected {
-                Expected::Program(program) => {
-                    call.is_of(program, checked.then_some(without_landing_pad(self.hash)));
-                }
+                Expected::Program(program) => call.is_of(program, hash),
                 Expected::Other(target) => assert_eq!((call.target, call.hash), (target, None)),
             }
         }
@@ -249,6 +247,38 @@ impl Case<'_> {
         }
         assert!(!ends.is_empty());
     }
+}
+
+/// What calls through a register are checked for.
+fn checked(hardening: &Hardening, hash: u32) -> Option<u32> {
+    let checked = hardening.mitigations().contains(Mitigations::CFI);
+    checked.then_some(without_landing_pad(hash))
+}
+
+/// The same of an entry body.
+pub fn walk_entry_body(
+    bytes: &[u8],
+    address: u64,
+    programs: &[ProgramCall],
+    hardening: &Hardening,
+    hash: u32,
+) -> Vec<Call> {
+    let mut walk = Walk::decode(bytes, address);
+    walk.return_thunk = hardening.return_thunk();
+    let ends = walk.from(address);
+    walk.all_was_seen();
+    assert!(!ends.is_empty());
+    for end in ends {
+        assert_eq!((end.by, end.rsp), (Mnemonic::Ret, Value::Stack(0)));
+        // What it restores is memory that programs may have changed.
+        assert!(CALLEES.iter().all(|register| !end.changed.contains(register)));
+    }
+    let calls = branches(&walk, hardening);
+    assert_eq!(calls.len(), programs.len(), "{calls:?}");
+    for (call, program) in calls.iter().zip(programs) {
+        call.is_of(program, checked(hardening, hash));
+    }
+    calls
 }
 
 /// Bytes that the frame form has on the stack below the caller's `rbp`, down to the return

@@ -1,4 +1,5 @@
-//! Entry bodies, run by a machine: any layout, vectors, programs and addresses.
+//! Entry bodies, run by a machine: any layout, vectors, programs and addresses. And the same with any
+//! mitigations, followed on their path.
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{EntryBody, THUNK_JUMP, THUNK_SIZE, entry_thunk};
@@ -8,8 +9,10 @@ use fentry::encode::{CodeBuffer, EncodeError};
 use fentry::layout::{EntryLayout, LandingPad, LayoutSpec, SlotKind};
 use iced_x86::{Code, Decoder, DecoderOptions};
 
+use super::guard::{checked, emitted, guard};
 use super::input::Input;
 use super::machine::{Machine, Stop};
+use crate::case::walk_entry_body;
 
 const RAX: usize = 0;
 const RDX: usize = 2;
@@ -287,10 +290,25 @@ fn is_branch(code: Code) -> bool {
     code.flow_control() != iced_x86::FlowControl::Next
 }
 
+/// The same body with mitigations, followed on its path.
+fn with_mitigations(input: &mut Input<'_>, case: &Case) {
+    let (check, hash) = checked(input);
+    let Some(guard) = guard(input, case.at, check) else { return };
+    let emit = |code: &mut CodeBuffer<'_>| case.body().emit_hardened(code, &guard.hardening);
+    let max = EntryBody::max_hardened_size(case.programs.len());
+    let Some((bytes, ())) = emitted(case.at, max, emit) else { return };
+    let confused = |target| guard.hardening.indirect_thunk() == Some(target);
+    let confused = case.programs.iter().any(|program| confused(program.target));
+    if !confused && !guard.is_in(case.at, bytes.len()) {
+        walk_entry_body(&bytes, case.at, &case.programs, &guard.hardening, hash);
+    }
+}
+
 pub fn check(data: &[u8]) {
     let mut input = Input::new(data);
     let seed = input.u8();
     let Some(case) = case(&mut input) else { return };
+    with_mitigations(&mut input, &case);
     let body = case.emit();
     is_straight(&body, case.at);
     if case.layout.slot_kind().is_some() {

@@ -3,22 +3,20 @@
 
 use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
-    Bodies, CallDepth, Check, EXIT_THUNK_SIZE, Generation, HARDENED_REPLACEMENT_SIZE, Hardening,
-    MakeSideStack, REPLACEMENT_SIZE, SideStackPlace, exit_thunk_hardened, replacement,
-    replacement_hardened,
+    Bodies, CallDepth, EXIT_THUNK_SIZE, HARDENED_REPLACEMENT_SIZE, Hardening, MakeSideStack,
+    REPLACEMENT_SIZE, SideStackPlace, exit_thunk_hardened, replacement, replacement_hardened,
 };
 use fentry::emit::{
     CookiePlace, EmitError, IndexFrom, Mitigations, ProgramCall, SESSIONS, Stride, Vectors,
 };
 use fentry::encode::{CodeBuffer, EncodeError};
 
-use super::guard::{Guard, emitted, guard};
+use super::guard::{Guard, checked, emitted, guard};
 use super::input::Input;
 use crate::case::{Case, Form};
 use crate::jumps::{is_exit_thunk, is_replacement};
 
 const VECTORS: [Vectors; 4] = [Vectors::Untouched, Vectors::Xmm, Vectors::Ymm, Vectors::Zmm];
-const GENERATIONS: [Generation; 3] = [Generation::Original, Generation::Short, Generation::Udb];
 /// As many programs as a function can have of one kind.
 const MAX_PROGRAMS: usize = fentry::attach::MAX_PROGRAMS;
 /// What is within so many bytes of an image's address, all of the image reaches.
@@ -64,18 +62,6 @@ fn programs(input: &mut Input<'_>, near: u64) -> Vec<ProgramCall> {
         ProgramCall { target: input.address(near), data, cookie: place(input), session }
     };
     (0..count).map(program).collect()
-}
-
-fn checked(input: &mut Input<'_>) -> (Check, u32) {
-    let (kind, hash) = (input.u8(), input.u32());
-    let check = match kind % 4 {
-        0 => Check::None,
-        1 => Check::Kcfi { hash, padding: input.u8() },
-        _ => {
-            Check::FineIbt { hash, generation: input.choose(&GENERATIONS), paranoid: kind & 4 != 0 }
-        }
-    };
-    (check, hash)
 }
 
 /// Whether all of what is at `at` reaches `target`.

@@ -1,10 +1,25 @@
 //! Mitigations as chance has them, and emitting with them.
 
-use fentry::emit::x86_64::{CallDepth, Check, Hardening, Symbols};
+use fentry::emit::x86_64::{CallDepth, Check, Generation, Hardening, Symbols};
 use fentry::emit::{EmitError, Mitigations};
 use fentry::encode::{CodeBuffer, EncodeError};
 
 use super::input::Input;
+
+pub const GENERATIONS: [Generation; 3] = [Generation::Original, Generation::Short, Generation::Udb];
+
+/// Any check of calls, and its hash.
+pub fn checked(input: &mut Input<'_>) -> (Check, u32) {
+    let (kind, hash) = (input.u8(), input.u32());
+    let check = match kind % 4 {
+        0 => Check::None,
+        1 => Check::Kcfi { hash, padding: input.u8() },
+        _ => {
+            Check::FineIbt { hash, generation: input.choose(&GENERATIONS), paranoid: kind & 4 != 0 }
+        }
+    };
+    (check, hash)
+}
 
 /// Mitigations and where their thunks are.
 pub struct Guard {

@@ -11,13 +11,12 @@ use fentry::emit::{Mitigations, Stride};
 use fentry::encode::CodeBuffer;
 
 use super::flow::{Flow, Stop};
-use super::guard::{Guard, emitted, guard};
+use super::guard::{GENERATIONS, Guard, emitted, guard};
 use super::input::Input;
 
 const RAX: usize = 0;
 const RDI: usize = 7;
 const R11: usize = 11;
-const GENERATIONS: [Generation; 3] = [Generation::Original, Generation::Short, Generation::Udb];
 /// Where the index is in what programs get first.
 const INDEX: u64 = 64;
 
