@@ -7,6 +7,9 @@ use fentry::host::discover::{Loaded, Memory, Module, Segment, SkipReason};
 /// `PT_LOAD`.
 const LOAD: u32 = 1;
 
+/// Bytes of a segment that are in memory at the most, whatever the file says: so that a run is short.
+const MOST: u64 = 1 << 16;
+
 /// What a loader would have made of a file.
 struct AsLoaded<'a> {
     file: &'a [u8],
@@ -28,7 +31,7 @@ impl AsLoaded<'_> {
     fn read_from(&self, segment: &Segment, address: u64, into: &mut [u8]) -> Option<()> {
         let start = address.checked_sub(self.loaded.bias.wrapping_add(segment.address))?;
         let end = start.checked_add(into.len() as u64)?;
-        (end <= segment.memory_size).then_some(())?;
+        (end <= segment.memory_size.min(MOST)).then_some(())?;
         for (place, byte) in (start..end).zip(into) {
             *byte = self.byte(segment, place)?;
         }
