@@ -47,6 +47,20 @@ fn replay(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
+fn discover() {
+    replay("discover", checks::discover::check);
+    // The seeds are what they are named after: each has sites, and is believed.
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/discover");
+    for (name, functions) in
+        [("padded", 3), ("ibt_build_id", 3), ("stripped", 0), ("unwind", 3), ("clang", 3)]
+    {
+        let seed = fs::read(seeds.join(name)).expect("it was read a moment ago");
+        let module = checks::discover::inspect(&seed).unwrap_or_else(|why| panic!("{name}: {why}"));
+        assert_eq!(module.functions.len(), functions, "{name}");
+    }
+}
+
+#[test]
 fn encode() {
     replay("encode", checks::encode::check);
 }
