@@ -109,6 +109,13 @@ pub enum EmitError {
         /// The index there.
         index: u32,
     },
+    /// A program is to get a session word that its calls do not have.
+    Session {
+        /// The word's number.
+        number: u8,
+        /// How many words a call has there: [`SESSIONS`], or none where nothing runs afterwards.
+        words: u8,
+    },
     /// The thunk's return would be in the lower half of a line of 64 bytes.
     LowerHalf {
         /// Where the thunk would be.
@@ -126,6 +133,11 @@ impl fmt::Display for EmitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Encode(error) => write!(f, "the image cannot be emitted: {error}"),
+            Self::Session { number, words } => write!(
+                f,
+                "a program is to get session word {number}, and a call has {words} of them here; \
+                 number sessions from 0, in images with programs at the exit"
+            ),
             Self::LowerHalf { address } => write!(
                 f,
                 "a thunk at {address:#x} would return from the lower half of a line of 64 bytes, \

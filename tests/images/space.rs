@@ -187,6 +187,21 @@ fn a_body_is_no_larger_than_it_says_and_fits_no_smaller_buffer() {
     });
 }
 
+#[test]
+fn a_body_without_exits_has_no_session_words() {
+    let [image, _] = IMAGES;
+    each_kind(image, 3, |calls, vectors| {
+        let Some((last, others)) = calls.split_last() else { return };
+        let calls = [others, &[ProgramCall { session: Some(0), ..*last }]].concat();
+        let body =
+            EntryBody { index: IndexFrom::Thunk, return_to_entry: 5, vectors, calls: &calls };
+        let mut bytes = vec![0; EntryBody::max_size(calls.len())];
+        let mut code = CodeBuffer::new(&mut bytes, image);
+        assert_eq!(body.emit(&mut code), Err(EmitError::Session { number: 0, words: 0 }));
+        assert_eq!(code.position(), 0, "nothing is emitted");
+    });
+}
+
 /// A call reaches from -2^31 to 2^31 - 1 bytes from the instruction behind it.
 #[test]
 fn a_direct_call_is_used_exactly_as_far_as_it_reaches() {

@@ -4,7 +4,7 @@ use fentry::addr::{Entry, Origin};
 use fentry::emit::x86_64::{
     Bodies, EXIT_THUNK_SIZE, Hardening, Kept, MakeSideStack, SideStackPlace, exit_thunk,
 };
-use fentry::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Stride, Vectors};
+use fentry::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, SESSIONS, Stride, Vectors};
 use fentry::encode::{CodeBuffer, EncodeError};
 
 use crate::branches::Call;
@@ -105,6 +105,36 @@ fn each_case(mut each: impl FnMut(&Case<'_>)) {
 #[test]
 fn every_path_through_every_image_is_balanced() {
     each_case(|case| drop(walk(case)));
+}
+
+#[test]
+fn a_session_word_that_no_call_has_is_refused() {
+    each_case(|case| {
+        let with_session = |calls: &[ProgramCall], session| {
+            calls.iter().map(|call| ProgramCall { session, ..*call }).collect::<Vec<_>>()
+        };
+        for number in [SESSIONS - 1, SESSIONS, u8::MAX] {
+            for at_entry in [true, false] {
+                let mut case = Case { ..*case };
+                let (before, after) = (with_session(case.entries, Some(number)), case.exits);
+                let changed = if at_entry { before } else { with_session(after, Some(number)) };
+                if at_entry {
+                    case.entries = &changed;
+                } else {
+                    case.exits = &changed;
+                }
+                let mut bytes = vec![0; case.max_size()];
+                let mut code = CodeBuffer::new(&mut bytes, IMAGE);
+                let emitted = case.emit(&mut code);
+                if changed.is_empty() || number < SESSIONS {
+                    emitted.unwrap();
+                } else {
+                    assert_eq!(emitted, Err(EmitError::Session { number, words: SESSIONS }));
+                    assert_eq!(code.position(), 0, "nothing is emitted");
+                }
+            }
+        }
+    });
 }
 
 #[test]

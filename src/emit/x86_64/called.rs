@@ -3,15 +3,15 @@
 use super::branch::Hardening;
 use super::call_frame::{clear_sessions, frame, keep_arguments, run_exits};
 use super::calls::{
-    VECTOR_ARGUMENTS, align_stack, call_program, forget_return_address, restore_vectors,
-    save_vectors,
+    VECTOR_ARGUMENTS, align_stack, call_program, check_sessions, forget_return_address,
+    restore_vectors, save_vectors,
 };
 use super::entry::{CALLER, CONTEXT, FUNCTION, INDEX, SAVED, save, show_vectors};
 use super::leave::align;
 use super::side_stack::FRAME_SIZE;
 use crate::addr::{Entry, Origin};
 use crate::emit::context::state;
-use crate::emit::{EmitError, ProgramCall, Vectors};
+use crate::emit::{EmitError, ProgramCall, SESSIONS, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, add_imm, and_imm, call, int3, lea, mov_imm32, mov_imm64, mov_load32, mov_load64,
     mov_reg_reg, mov_store_imm32, mov_store64, pop, push, ret, sub_imm,
@@ -59,10 +59,12 @@ impl CalledTrampoline<'_> {
     /// Emits the trampoline for the address where `code` will run, and returns where it begins.
     ///
     /// # Errors
+    /// [`EmitError::Session`] if a program is to get a session word that no call has.
     /// [`EmitError::Encode`] if `code` has too few bytes left, for which
     /// [`max_size`](Self::max_size) says how many are enough, or if the origin is 2 GiB or more
     /// away.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EmitError> {
+        check_sessions(&[self.entries, self.exits], SESSIONS)?;
         align(code)?;
         let start = code.here();
         self.save(code)?;

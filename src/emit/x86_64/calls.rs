@@ -1,7 +1,7 @@
 //! Calling programs: the stack and the vector registers around it, and what they get.
 
 use super::branch::Hardening;
-use crate::emit::{ExitContext, ProgramCall, Stride, Vectors};
+use crate::emit::{EmitError, ExitContext, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, Scale, Vector, add_reg, and_imm, lea, mov_imm32, mov_imm64, mov_load64,
     mov_store_imm64, movups_load, movups_store, sub_imm, vmovups256_load, vmovups256_store,
@@ -49,6 +49,15 @@ pub(super) fn call_program(
 /// may have to, would take it for one.
 pub(super) fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     mov_store_imm64(code, Mem::at(Reg::Rsp, -8), 0)
+}
+
+/// Refuses programs with a session word that is not one of the first `words`.
+pub(super) fn check_sessions(calls: &[&[ProgramCall]], words: u8) -> Result<(), EmitError> {
+    let mut numbers = calls.iter().copied().flatten().filter_map(|call| call.session);
+    match numbers.find(|&number| number >= words) {
+        Some(number) => Err(EmitError::Session { number, words }),
+        None => Ok(()),
+    }
 }
 
 /// The place of a session word of the frame at `rbx`.

@@ -6,13 +6,14 @@ use super::call_frame::{
     run_entries,
 };
 use super::calls::{
-    VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
+    VECTOR_ARGUMENTS, align_stack, check_sessions, forget_return_address, restore_vectors,
+    save_vectors,
 };
 use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED, Kept};
 use super::leave::{Leave, Part, Return, align};
 use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
 use super::unwind::Marks;
-use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, Vectors};
+use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, SESSIONS, Vectors};
 use crate::encode::x86_64::{
     Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, jcc, lea, lea_rip, mov_load32,
     mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, sub_imm, test_reg, xor_reg32,
@@ -71,6 +72,7 @@ impl SideStackBodies<'_> {
     /// Emits both bodies for the address where `code` will run.
     ///
     /// # Errors
+    /// [`EmitError::Session`] if a program is to get a session word that no call has.
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
@@ -99,6 +101,7 @@ impl SideStackBodies<'_> {
         code: &mut CodeBuffer<'_>,
         hardening: &Hardening,
     ) -> Result<Marks, EmitError> {
+        check_sessions(&[self.entries, self.modify, self.exits], SESSIONS)?;
         let start = code.here();
         let exit = Leave {
             hardening,

@@ -4,8 +4,8 @@ use memoffset::offset_of;
 
 use super::branch::Hardening;
 use super::calls::{
-    VECTOR_ARGUMENTS, align_stack, call_program, forget_return_address, restore_vectors,
-    save_vectors,
+    VECTOR_ARGUMENTS, align_stack, call_program, check_sessions, forget_return_address,
+    restore_vectors, save_vectors,
 };
 use crate::emit::context::state;
 use crate::emit::{Context, EmitError, IndexFrom, ProgramCall, Vectors};
@@ -85,6 +85,7 @@ impl EntryBody<'_> {
     /// Emits the body for the address where `code` will run.
     ///
     /// # Errors
+    /// [`EmitError::Session`] if a program is to get a session word.
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(), EmitError> {
@@ -102,6 +103,7 @@ impl EntryBody<'_> {
         code: &mut CodeBuffer<'_>,
         hardening: &Hardening,
     ) -> Result<(), EmitError> {
+        check_sessions(&[self.calls], 0)?;
         save(code)?;
         self.find_function(code)?;
         align_stack(code, self.vectors)?;

@@ -4,12 +4,12 @@ use super::branch::Hardening;
 use super::call_frame::{
     clear_sessions, frame, keep_arguments, keep_index, load_function, run_entries, run_exits,
 };
-use super::calls::forget_return_address;
+use super::calls::{check_sessions, forget_return_address};
 use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
 use super::leave::{Part, align};
 use super::side_stack::FRAME_SIZE;
 use super::unwind::Marks;
-use crate::emit::{CookiePlace, EmitError, ProgramCall, Vectors};
+use crate::emit::{CookiePlace, EmitError, ProgramCall, SESSIONS, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store64, pop, push, test_reg, xor_reg32,
 };
@@ -82,6 +82,7 @@ impl FrameBodies<'_> {
     /// Emits both bodies for the address where `code` will run.
     ///
     /// # Errors
+    /// [`EmitError::Session`] if a program is to get a session word that no call has.
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
@@ -109,6 +110,7 @@ impl FrameBodies<'_> {
         code: &mut CodeBuffer<'_>,
         hardening: &Hardening,
     ) -> Result<Marks, EmitError> {
+        check_sessions(&[self.entries, self.modify, self.exits], SESSIONS)?;
         let start = code.here();
         let exit = self.leave(code, hardening)?;
         let (enter, skip_until) = self.enter(code, hardening)?;

@@ -1,11 +1,12 @@
 //! The return-address swap, for comparison.
 
 use super::branch::Hardening;
+use super::calls::check_sessions;
 use super::enter::{Enter, Form};
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::{Leave, Return};
 use super::side_stack::SideStackPlace;
-use crate::emit::{EmitError, IndexFrom, ProgramCall, Vectors};
+use crate::emit::{EmitError, IndexFrom, ProgramCall, SESSIONS, Vectors};
 use crate::encode::CodeBuffer;
 
 /// The bodies of the form that function graph tracers use: the patch site calls `enter`, which
@@ -43,9 +44,11 @@ impl SwapBodies<'_> {
     /// Emits both bodies for the address where `code` will run.
     ///
     /// # Errors
+    /// [`EmitError::Session`] if a program is to get a session word that no call has.
     /// [`EmitError::Encode`] if `code` has too few bytes left; [`max_size`](Self::max_size)
     /// says how many are enough.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Bodies, EmitError> {
+        check_sessions(&[self.entries, self.exits], SESSIONS)?;
         let exit = Leave {
             hardening: &Hardening::NONE,
             thread_offset: self.side_stack.thread_offset,
