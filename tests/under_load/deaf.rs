@@ -8,7 +8,7 @@ use std::thread;
 
 use fentry::host::{Process, Program, SynchronizeError};
 
-use crate::fleet::{Finally, Fleet, alone, counter_of};
+use crate::fleet::{Finally, Fleet, alone, counter_of, tid};
 use crate::support::four::PADDED;
 use crate::support::settle;
 
@@ -20,11 +20,6 @@ fn block_every_signal() {
         let failed = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, core::ptr::null_mut());
         assert_eq!(failed, 0, "pthread_sigmask");
     }
-}
-
-fn tid() -> i32 {
-    // SAFETY: has no precondition.
-    unsafe { libc::gettid() }
 }
 
 /// How often to attach and detach: `FENTRY_ROUNDS`, or 20,000.
@@ -213,12 +208,6 @@ fn a_deaf_thread_that_sleeps_in_a_handler_on_another_stack_is_seen_inside() {
     drop(reader);
 }
 
-/// Detaches a program of a function that nobody runs, so that there is something to wait for.
-fn retire_something(fleet: &Fleet) {
-    let link = fleet.attach(&fleet.selection, counter_of(&Arc::default()));
-    link.detach().expect("an attached link detaches");
-}
-
 fn wait_for_state(tid: &AtomicI32, state: &str) {
     loop {
         let path = format!("/proc/self/task/{}/stat", tid.load(Ordering::SeqCst));
@@ -245,7 +234,7 @@ fn a_thread_that_sleeps_elsewhere_is_not_woken() {
         });
         wait_for_state(&sleeping, ") S ");
         for _ in 0..100 {
-            retire_something(&fleet);
+            fleet.retire_something();
             fleet.process.synchronize().expect("nobody is inside");
         }
         wake(writer);
@@ -280,7 +269,7 @@ fn a_thread_that_no_signal_wakes_is_in_nobodys_way() {
         });
         wait_for_state(&waiting, ") D ");
         for _ in 0..10 {
-            retire_something(&fleet);
+            fleet.retire_something();
             fleet.process.synchronize().expect("nobody is inside");
         }
         wake(writer);
@@ -303,7 +292,7 @@ fn threads_that_start_and_end_are_in_nobodys_way() {
             });
         }
         for _ in 0..200 {
-            retire_something(&fleet);
+            fleet.retire_something();
             fleet.process.synchronize().expect("nobody stays inside");
         }
     });

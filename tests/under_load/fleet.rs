@@ -23,6 +23,12 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The calling thread's id.
+pub fn tid() -> i32 {
+    // SAFETY: has no precondition.
+    unsafe { libc::gettid() }
+}
+
 pub type Function = extern "C" fn(i64) -> i64;
 
 /// Functions that stay loaded.
@@ -69,6 +75,12 @@ impl Fleet {
             rounds += 1;
         }
         rounds
+    }
+
+    /// Attaches a program and detaches it, so that there is something to wait for.
+    pub fn retire_something(&self) {
+        let link = self.attach(&self.selection, counter_of(&Arc::default()));
+        link.detach().expect("an attached link detaches");
     }
 
     pub fn attach(&self, functions: &Functions, program: Program) -> Link {

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use fentry::host::{Functions, Process, Program, SynchronizeError};
 
-use crate::fleet::{Fleet, alone, counter_of, under_load};
+use crate::fleet::{Fleet, alone, counter_of, tid, under_load};
 use crate::support::four::{PADDED, build, find};
 use crate::support::settle;
 
@@ -58,8 +58,7 @@ fn a_program_that_synchronizes_is_told_that_it_is_inside() {
     let link = fleet.attach(&fleet.some(0, 1), program);
     let (number, function) = fleet.functions[0];
     assert_eq!(function(3), 3 + number);
-    // SAFETY: has no precondition.
-    let tid = unsafe { libc::gettid() };
+    let tid = tid();
     assert_eq!(said.get(), Some(&Err(SynchronizeError::Inside { tid })));
     link.detach().expect("an attached link detaches");
     settle(fleet.process);

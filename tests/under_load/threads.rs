@@ -7,7 +7,8 @@ use std::thread;
 use fentry::host::{Process, Program};
 
 use crate::fleet::{
-    FUNCTIONS, Finally, Fleet, Function, MARK, Marked, alone, counter_of, under_load, wrong_results,
+    FUNCTIONS, Finally, Fleet, Function, MARK, Marked, alone, counter_of, tid, under_load,
+    wrong_results,
 };
 use crate::support::four::{PADDED, UNPADDED};
 use crate::support::settle;
@@ -113,8 +114,7 @@ fn a_signal_handler_calls_the_functions_that_its_thread_is_attaching_to() {
         let failed = libc::sigaction(libc::SIGUSR2, &raw const action, core::ptr::null_mut());
         assert_eq!(failed, 0, "sigaction");
     }
-    // SAFETY: has no precondition.
-    let attaching = unsafe { libc::gettid() };
+    let attaching = tid();
     let stop = AtomicBool::new(false);
     let seen = Arc::new(AtomicU64::new(0));
     thread::scope(|scope| {

@@ -2,10 +2,9 @@
 
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::sync::Arc;
 use std::thread;
 
-use crate::fleet::{Finally, Fleet, counter_of};
+use crate::fleet::{Finally, Fleet, tid};
 use crate::support::four::PADDED;
 use crate::support::hostile::in_child;
 use crate::support::skipped;
@@ -50,18 +49,13 @@ fn trace(tid: i32, mut says: PipeWriter, mut hears: PipeReader) -> Option<()> {
 fn a_signal_that_a_debugger_passes_on_too_late_does_no_harm() {
     in_child("traced::a_signal_that_a_debugger_passes_on_too_late_does_no_harm", || {
         let fleet = Fleet::load("traced", PADDED);
-        let retire_something = || {
-            let link = fleet.attach(&fleet.selection, counter_of(&Arc::default()));
-            link.detach().expect("an attached link detaches");
-        };
         let (mut hears, child_says) = std::io::pipe().expect("a pipe");
         let (child_hears, mut says) = std::io::pipe().expect("a pipe");
         let (traced, stop) = (AtomicI32::new(0), AtomicBool::new(false));
         thread::scope(|scope| {
             let _stop = Finally(|| stop.store(true, Ordering::Relaxed));
             let spinning = scope.spawn(|| {
-                // SAFETY: has no precondition.
-                traced.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+                traced.store(tid(), Ordering::SeqCst);
                 fleet.spin(1, &stop)
             });
             while traced.load(Ordering::SeqCst) == 0 {
@@ -81,7 +75,7 @@ fn a_signal_that_a_debugger_passes_on_too_late_does_no_harm() {
                 skipped("a signal that a debugger passes on too late", "tracing is not allowed");
                 return;
             }
-            retire_something();
+            fleet.retire_something();
             fleet.process.synchronize().expect("the thread stands still, outside");
             assert_eq!(receive(&mut hears), HAS_A_SIGNAL, "it was asked by a signal");
             says.write_all(b"!").expect("the tracer waits");
@@ -90,7 +84,7 @@ fn a_signal_that_a_debugger_passes_on_too_late_does_no_harm() {
             assert_eq!(unsafe { libc::waitpid(tracer, &raw mut status, 0) }, tracer);
             assert_eq!(status, 0, "the signal is passed on");
             for _ in 0..10 {
-                retire_something();
+                fleet.retire_something();
                 fleet.process.synchronize().expect("it runs, and answers");
             }
             stop.store(true, Ordering::Relaxed);
