@@ -113,16 +113,8 @@ impl Program {
     /// A function that runs at the entry, and is never dropped. If it is part of a library, the
     /// library must stay.
     pub fn from_fn(program: extern "C" fn(&mut Context, u64)) -> Self {
-        Self {
-            target: program as *const () as u64,
-            kind: ProgramKind::Entry,
-            vectors: None,
-            cookies: Cookies::Same(0),
-            recursion: Recursion::Run,
-            code: None,
-            function: Some(program),
-            name: None,
-        }
+        let target = program as *const () as u64;
+        Self { function: Some(program), ..Self::bare(target, ProgramKind::Entry) }
     }
 
     /// A closure that runs at the exit, when the function returns.
@@ -172,9 +164,14 @@ impl Program {
     /// function has one replacement at a time. To call what is replaced, call its
     /// [origin](super::Function::origin).
     pub fn replace(function: *const ()) -> Self {
+        Self::bare(function as u64, ProgramKind::Replace)
+    }
+
+    /// Without code that is dropped.
+    fn bare(target: u64, kind: ProgramKind) -> Self {
         Self {
-            target: function as u64,
-            kind: ProgramKind::Replace,
+            target,
+            kind,
             vectors: None,
             cookies: Cookies::Same(0),
             recursion: Recursion::Run,
@@ -187,17 +184,8 @@ impl Program {
     fn of<F: Send + Sync + 'static>(target: u64, kind: ProgramKind, code: F) -> Self {
         let code =
             Arc::new(Guarded { skip: AtomicBool::new(false), skipped: AtomicU64::new(0), code });
-        let (vectors, cookies) = (None, Cookies::Same(0));
-        Self {
-            target,
-            kind,
-            vectors,
-            cookies,
-            recursion: Recursion::Run,
-            code: Some(code),
-            function: None,
-            name: Some(core::any::type_name::<F>()),
-        }
+        let name = Some(core::any::type_name::<F>());
+        Self { code: Some(code), name, ..Self::bare(target, kind) }
     }
 
     /// Its cookies; without this, each is 0.
