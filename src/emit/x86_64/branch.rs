@@ -102,6 +102,12 @@ impl Hardening {
         if self.has(Mitigations::RETURN_THUNK) { self.symbols.return_thunk } else { None }
     }
 
+    /// Whether who has called a body sees the flags that it returns with: a return thunk may
+    /// change them.
+    pub(super) const fn returns_flags(&self) -> bool {
+        self.return_thunk().is_none()
+    }
+
     /// Where indirect calls and jumps go, if not straight on.
     #[must_use]
     pub const fn indirect_thunk(&self) -> Option<u64> {

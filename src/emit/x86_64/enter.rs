@@ -213,7 +213,7 @@ impl Enter<'_> {
         self.push_frame(code, aside)?;
         let found = code.here();
         self.run(code, aside)?;
-        if self.flags_are_kept() {
+        if self.hardening.returns_flags() {
             // Neither zero nor a carry comes of it.
             test_reg(code, Reg::Rsp, Reg::Rsp)?;
         }
@@ -293,16 +293,11 @@ impl Enter<'_> {
         Ok(())
     }
 
-    /// Whether the thunk sees the flags that the body returns with; if not, the body returns to
-    /// where they would have led.
-    const fn flags_are_kept(&self) -> bool {
-        self.hardening.return_thunk().is_none()
-    }
-
     /// Emits what seldom runs. All of it but the last finds the stack pointer at what was saved.
+    /// Where flags do not tell the thunk where to go on, what runs returns there.
     fn aside(&self, code: &mut CodeBuffer<'_>, resume: Resume) -> Result<Aside, EncodeError> {
         let unhooked = code.here();
-        if self.flags_are_kept() {
+        if self.hardening.returns_flags() {
             // Sets the carry and clears zero: the largest number is larger than the stack pointer.
             cmp_imm(code, Reg::Rsp, -1)?;
         } else {
@@ -384,7 +379,7 @@ impl Enter<'_> {
             forget_return_address(code)?;
             mov_reg_reg(code, Reg::R11, Reg::Rax)?;
             lea(code, Reg::Rsp, SAVED)?;
-            if !self.flags_are_kept() {
+            if !self.hardening.returns_flags() {
                 mov_load64(code, Reg::R10, RETURN)?;
                 lea(code, Reg::R10, Mem::at(Reg::R10, ENTER_TO_EXIT))?;
                 // What the thunk would have taken off the stack.
@@ -395,7 +390,7 @@ impl Enter<'_> {
             mov_reg_reg(code, Reg::Rax, Reg::R11)?;
             // Sets zero and clears the carry.
             xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
-            if !self.flags_are_kept() {
+            if !self.hardening.returns_flags() {
                 lea(code, Reg::Rsp, Mem::at(Reg::Rsp, 8))?;
             }
             self.hardening.body_end(code)?;

@@ -100,8 +100,7 @@ pub const fn exit_thunk_hardened(
     origin: Origin,
     hardening: &Hardening,
 ) -> Result<(), EmitError> {
-    let flags_are_kept = hardening.return_thunk().is_none();
-    match emit(code, index, bodies, origin.get(), flags_are_kept) {
+    match emit(code, index, bodies, origin.get(), hardening.returns_flags()) {
         Ok(()) => Ok(()),
         Err(error) => Err(EmitError::Encode(error)),
     }
@@ -121,13 +120,13 @@ const fn emit(
     index: u32,
     bodies: Bodies,
     origin: u64,
-    flags_are_kept: bool,
+    returns_flags: bool,
 ) -> Result<(), EncodeError> {
     let start = code.here();
     emit! {
         mov_imm32(code, Reg::R11, index);
         call(code, bodies.enter);
-        match flags_are_kept {
+        match returns_flags {
             true => jcc_short(code, Condition::Below, start.wrapping_add(UNHOOKED)),
             false => nop(code, 2),
         };
@@ -135,7 +134,7 @@ const fn emit(
             Kept::OnSideStack => pop(code, Reg::R11),
             Kept::OnStack => nop(code, 2),
         };
-        match flags_are_kept {
+        match returns_flags {
             true => jcc_short(code, Condition::Equal, start.wrapping_add(EXIT)),
             false => nop(code, 2),
         };

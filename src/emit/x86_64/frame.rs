@@ -169,7 +169,7 @@ impl FrameBodies<'_> {
         mov_load64(code, Reg::R10, frame!(Reg::Rbx, rdx))?;
         mov_load64(code, Reg::Rbx, RBX)?;
         let until = code.here();
-        if hardening.return_thunk().is_none() {
+        if hardening.returns_flags() {
             // Neither zero nor a carry comes of it.
             test_reg(code, Reg::Rsp, Reg::Rsp)?;
         }
@@ -207,7 +207,7 @@ impl FrameBodies<'_> {
         forget_return_address(code)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, -self.below_frame()))?;
         mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
-        if hardening.return_thunk().is_some() {
+        if !hardening.returns_flags() {
             lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_EXIT))?;
         }
         push(code, Reg::R11)?;
