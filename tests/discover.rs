@@ -3,6 +3,8 @@
 
 #![cfg(feature = "std")]
 
+#[path = "discover/answer.rs"]
+mod answer;
 #[path = "discover/build.rs"]
 mod build;
 #[path = "discover/changes.rs"]

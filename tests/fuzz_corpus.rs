@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "discover/answer.rs"]
+mod answer;
 #[path = "images/branches.rs"]
 mod branches;
 #[path = "images/case.rs"]

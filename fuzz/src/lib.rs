@@ -1,6 +1,8 @@
 //! What the fuzz targets check. `tests/fuzz_corpus.rs` of the library runs the same checks
 //! on the committed seeds, with the stable compiler.
 
+#[path = "../../tests/discover/answer.rs"]
+pub mod answer;
 #[path = "../../tests/images/branches.rs"]
 pub mod branches;
 #[path = "../../tests/images/case.rs"]

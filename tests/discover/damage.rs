@@ -4,6 +4,7 @@ use std::path::Path;
 
 use fentry::host::discover::{Loaded, Memory, Module, SkipReason};
 
+use super::answer;
 use super::build::*;
 
 /// A copy of a module's memory that can be damaged.
@@ -48,17 +49,7 @@ impl Subject {
     /// Inspects; checks what must hold of any answer.
     fn inspect(&self, file: &[u8], loaded: &Loaded, memory: &Copy) -> Result<Module, SkipReason> {
         let module = Module::inspect(Path::new("damaged.so"), file, loaded, memory)?;
-        for function in &module.functions {
-            let site = function.site().get();
-            assert!(module.text.iter().any(|range| range.contains(&(site + 4))));
-            let mut bytes = [0; 5];
-            assert!(memory.read(site, &mut bytes));
-            assert_eq!(bytes, function.nop.bytes());
-            assert!(!module.name_of(function).to_string().is_empty());
-        }
-        for rejected in &module.rejected {
-            assert!(!rejected.reason.to_string().is_empty());
-        }
+        answer::check(&module, memory);
         Ok(module)
     }
 }

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use fentry::host::discover::{Loaded, Memory, Module, Segment, SkipReason};
 
+use super::input::Input;
+use crate::answer;
+
 /// `PT_LOAD`.
 const LOAD: u32 = 1;
 
@@ -50,22 +53,12 @@ impl Memory for AsLoaded<'_> {
 /// Checks what must hold of any answer.
 pub fn inspect(data: &[u8]) -> Result<Module, SkipReason> {
     let (file, damage) = data.split_at(data.len().saturating_sub(5));
-    let mut damage = super::input::Input::new(damage);
+    let mut damage = Input::new(damage);
     let damage = (damage.u32() as usize, damage.u8());
     let loaded = Loaded::from_file(file, 0)?;
     let memory = AsLoaded { file, loaded: &loaded, damage };
     let module = Module::inspect(Path::new("any"), file, &loaded, &memory)?;
-    for function in &module.functions {
-        let site = function.site().get();
-        assert!(module.text.iter().any(|text| text.contains(&site) && text.contains(&(site + 4))));
-        let mut bytes = [0; 5];
-        assert!(memory.read(site, &mut bytes));
-        assert_eq!(bytes, function.nop.bytes(), "at {site:#x}");
-        assert!(!module.name_of(function).to_string().is_empty());
-    }
-    for rejected in &module.rejected {
-        assert!(!rejected.reason.to_string().is_empty());
-    }
+    answer::check(&module, &memory);
     Ok(module)
 }
 
