@@ -228,7 +228,7 @@ impl<E: Embedder> Engine<E> {
                 let what = Emitted::Image {
                     entries: [calls.entries.as_slice(), calls.modify.as_slice()],
                     exits: calls.exits.as_slice(),
-                    bodies: marks,
+                    bodies: marks.as_ref(),
                 };
                 self.parts.images.emitted(address, code.written(), what);
                 Ok(Image { form: calls.form(), address, size: size as u32, bodies })

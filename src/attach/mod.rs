@@ -112,7 +112,7 @@ pub enum Emitted<'a> {
         /// Where its bodies for entry and exit are, if it has any. If not, it has an
         /// [`EntryBody`](crate::emit::x86_64::EntryBody), or without programs the jump to a
         /// replacement.
-        bodies: Option<Marks>,
+        bodies: Option<&'a Marks>,
     },
     /// The thunk of a function without a slot.
     EntryThunk {

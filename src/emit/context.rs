@@ -16,7 +16,7 @@ use crate::addr::{Entry, ReturnAddress};
 /// | 68 | 4 | which of the following are meant, see below |
 /// | 72 | 8 | the function's entry |
 /// | 80 | 8 | where the vector registers are saved |
-/// | 88 | 8 | the caller's `rbp`; or the address of the word that holds it |
+/// | 88 | 8 | the caller's `rbp`; or 24 less than the address of the slot of its return address |
 /// | 96 | 8 | where the function's own body goes on |
 /// | 104 | 8 | where the function returns to, in its caller |
 ///
@@ -61,7 +61,7 @@ static_assertions::const_assert_eq!(memoffset::offset_of!(Context, caller), 104)
 pub(crate) mod state {
     use crate::emit::Vectors;
 
-    /// The frame's field is the address of the word that holds the caller's `rbp`.
+    /// The frame's field is an address, 24 less than that of the slot.
     pub const FRAME_IS_ADDRESS: u32 = 1;
     const WIDTH_SHIFT: u32 = 1;
 
@@ -91,7 +91,9 @@ static_assertions::const_assert_eq!(state::bytes(state::width(Vectors::Zmm)), 64
 
 /// Words from the one that holds the caller's `rbp` to the first argument on the stack:
 /// behind it are the return address of the image, and that of the function.
-const STACK_ARGUMENTS: usize = 3;
+const BEHIND_FRAME: usize = 3;
+/// Words from where the frame's field points to: three up to the slot, and the slot.
+const BEHIND_ADDRESS: usize = 4;
 
 impl Context {
     /// The six argument registers, in the order of the psABI: `rdi`, `rsi`, `rdx`, `rcx`,
@@ -173,12 +175,11 @@ impl Context {
 
     /// Where the arguments on the stack are.
     fn stack_arguments(&self) -> *const u64 {
-        let frame = if self.state & state::FRAME_IS_ADDRESS == 0 {
-            &raw const self.frame
+        if self.state & state::FRAME_IS_ADDRESS == 0 {
+            (&raw const self.frame).wrapping_add(BEHIND_FRAME)
         } else {
-            ptr::with_exposed_provenance(self.frame as usize)
-        };
-        frame.wrapping_add(STACK_ARGUMENTS)
+            ptr::with_exposed_provenance::<u64>(self.frame as usize).wrapping_add(BEHIND_ADDRESS)
+        }
     }
 }
 

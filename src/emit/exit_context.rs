@@ -16,8 +16,8 @@ use crate::addr::{Entry, ReturnAddress};
 /// | 68 | 4 | as in [`Context`](super::Context) |
 /// | 72 | 8 | the function's entry |
 /// | 80 | 8 | where the vector registers are saved |
-/// | 88 | 8 | 16 less than the address of the stack slot that its return address was in; all ones when free |
-/// | 96 | 8 | what tells a tail call of this function from a frame that was left behind |
+/// | 88 | 8 | 24 less than the address of the stack slot that its return address was in |
+/// | 96 | 8 | on a side stack, the caller's `rbp`: with the next word, what a frame pointer points at |
 /// | 104 | 8 | where the function returns to, in its caller |
 /// | 112 | 64 | the session words, of which those that programs have are zero when the first entry program runs |
 ///
@@ -35,7 +35,7 @@ pub struct ExitContext {
     pub(crate) function: u64,
     pub(crate) vectors: u64,
     pub(crate) slot: u64,
-    pub(crate) through: u64,
+    pub(crate) link: u64,
     pub(crate) caller: u64,
     pub(crate) sessions: [u64; SESSIONS as usize],
 }
@@ -49,7 +49,7 @@ static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, state), 6
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, function), 72);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, vectors), 80);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, slot), 88);
-static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, through), 96);
+static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, link), 96);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, caller), 104);
 static_assertions::const_assert_eq!(memoffset::offset_of!(ExitContext, sessions), 112);
 

@@ -24,7 +24,7 @@ pub(super) fn table(address: u64, size: usize, what: Emitted<'_>) -> UnwindTable
     let side_stacks = side_stacks::list();
     match what {
         Emitted::Image { bodies: Some(marks), .. } => {
-            UnwindTable::of_bodies(address, &marks, &side_stacks)
+            UnwindTable::of_bodies(address, marks, &side_stacks)
         }
         Emitted::Image { entries: [[], _], .. } | Emitted::EntryThunk { .. } => {
             UnwindTable::of_jumps(address, size)

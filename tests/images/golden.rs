@@ -83,20 +83,20 @@ fn one_program_index_in_the_slot() {
             +56  mov rsi, [r11 + rax*8]
             +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  mov qword ptr [rsp - 8], 0
-            +78  lea rsp, [rbp - 0x58]
-            +82  pop rdi
-            +83  pop rsi
-            +84  pop rdx
-            +85  pop rcx
-            +86  pop r8
-            +88  pop r9
-            +90  pop rax
-            +91  pop r10
-            +93  add rsp, 0x18
-            +97  pop rbp
-            +98  ret
-            +99  int3
+            +69  mov [rsp - 8], rsp
+            +74  lea rsp, [rbp - 0x58]
+            +78  pop rdi
+            +79  pop rsi
+            +80  pop rdx
+            +81  pop rcx
+            +82  pop r8
+            +84  pop r9
+            +86  pop rax
+            +87  pop r10
+            +89  add rsp, 0x18
+            +93  pop rbp
+            +94  ret
+            +95  int3
         "#]],
     );
 }
@@ -147,20 +147,20 @@ fn one_program_index_from_a_thunk() {
             +55  mov rsi, [r11 + rax*8]
             +59  lea rdi, [rbp - 0x58]
             +63  call 0x50001000
-            +68  mov qword ptr [rsp - 8], 0
-            +77  lea rsp, [rbp - 0x58]
-            +81  pop rdi
-            +82  pop rsi
-            +83  pop rdx
-            +84  pop rcx
-            +85  pop r8
-            +87  pop r9
-            +89  pop rax
-            +90  pop r10
-            +92  add rsp, 0x18
-            +96  pop rbp
-            +97  ret
-            +98  int3
+            +68  mov [rsp - 8], rsp
+            +73  lea rsp, [rbp - 0x58]
+            +77  pop rdi
+            +78  pop rsi
+            +79  pop rdx
+            +80  pop rcx
+            +81  pop r8
+            +83  pop r9
+            +85  pop rax
+            +86  pop r10
+            +88  add rsp, 0x18
+            +92  pop rbp
+            +93  ret
+            +94  int3
         "#]],
     );
 }
@@ -177,7 +177,7 @@ fn cookies_of_lanes_0_and_1() {
             +56  mov rsi, [r11 + rax*8]
             +60  lea rdi, [rbp - 0x58]
             +64  call 0x50001000
-            +69  mov qword ptr [rsp - 8], 0
+            +69  mov [rsp - 8], rsp
         "#]],
     );
     check_middle(
@@ -188,7 +188,7 @@ fn cookies_of_lanes_0_and_1() {
             +53  mov rsi, [r11 + rax*8]
             +57  lea rdi, [rbp - 0x58]
             +61  call 0x50001000
-            +66  mov qword ptr [rsp - 8], 0
+            +66  mov [rsp - 8], rsp
         "#]],
     );
 }
@@ -218,7 +218,7 @@ fn three_programs_and_their_data() {
             +117 lea rdi, [rbp - 0x58]
             +121 mov rdx, 0x100000000
             +131 call 0x4fffff00
-            +136 mov qword ptr [rsp - 8], 0
+            +136 mov [rsp - 8], rsp
         "#]],
     );
 }
@@ -234,7 +234,7 @@ fn a_program_out_of_reach_is_called_through_a_register() {
             +57  lea rdi, [rbp - 0x58]
             +61  mov r11, 0x7f0000001000
             +71  call r11
-            +74  mov qword ptr [rsp - 8], 0
+            +74  mov [rsp - 8], rsp
         "#]],
     );
 }
@@ -245,7 +245,7 @@ fn vectors_as_the_level_says() {
         Vectors::Untouched,
         &[],
         expect![[r#"
-            +43  mov qword ptr [rsp - 8], 0
+            +43  mov [rsp - 8], rsp
         "#]],
     );
     check_middle(
@@ -271,7 +271,7 @@ fn vectors_as_the_level_says() {
             +124 movups xmm5, [rsp + 0x50]
             +129 movups xmm6, [rsp + 0x60]
             +134 movups xmm7, [rsp + 0x70]
-            +139 mov qword ptr [rsp - 8], 0
+            +139 mov [rsp - 8], rsp
         "#]],
     );
     check_middle(
@@ -298,7 +298,7 @@ fn vectors_as_the_level_says() {
             +155 vmovups ymm5, [rsp + 0xa0]
             +164 vmovups ymm6, [rsp + 0xc0]
             +173 vmovups ymm7, [rsp + 0xe0]
-            +182 mov qword ptr [rsp - 8], 0
+            +182 mov [rsp - 8], rsp
         "#]],
     );
     check_middle(
@@ -325,7 +325,7 @@ fn vectors_as_the_level_says() {
             +166 vmovups zmm5, [rsp + 0x140]
             +174 vmovups zmm6, [rsp + 0x180]
             +182 vmovups zmm7, [rsp + 0x1c0]
-            +190 mov qword ptr [rsp - 8], 0
+            +190 mov [rsp - 8], rsp
         "#]],
     );
 }

@@ -24,126 +24,160 @@ fn swap_without_programs() {
         |code| bodies.emit(code).unwrap(),
         starts,
         expect![[r#"
-            enter +256, exit +64
+            enter +320, exit +64
             +0   int3
-            +1   cmp rbx, [rcx + 0x10]
+            +1   cmp rbp, [rcx + 0x10]
             +5   jb 0x50000000
-            +11  mov qword ptr [rbx + 0x58], 0xffffffffffffffff
-            +19  mov [rcx], rbx
-            +22  inc qword ptr [rcx + 0x20]
-            +26  sub rbx, 0xb0
-            +33  cmp rbp, [rbx + 0x58]
-            +37  jne 0x50000001
-            +43  jmp 0x50000066
-            +48  int3
-            +49  int3
-            +50  int3
-            +51  int3
-            +52  int3
-            +53  int3
-            +54  int3
-            +55  int3
-            +56  int3
-            +57  int3
-            +58  int3
-            +59  int3
-            +60  int3
-            +61  int3
-            +62  int3
+            +11  mov r8, rax
+            +14  lea rax, [rbp + 0xb0]
+            +21  cmpxchg [rcx], rbp
+            +25  mov rax, r8
+            +28  jne 0x50000026
+            +34  inc qword ptr [rcx + 0x20]
+            +38  mov rbp, [rcx]
+            +41  sub rbp, 0xb0
+            +48  cmp rsp, [rbp - 8]
+            +52  jne 0x50000001
+            +58  jmp 0x50000066
             +63  int3
-            +64  sub rsp, 8
-            +68  push rbx
-            +69  push rbp
-            +70  mov rbp, rsp
+            +64  sub rsp, 0x20
+            +68  mov [rsp + 0x10], rbp
             +73  mov rcx, fs:[0xffffffffffffffc0]
-            +82  mov rbx, [rcx]
-            +85  sub rbx, 0xb0
-            +92  cmp rbp, [rbx + 0x58]
+            +82  mov rbp, [rcx]
+            +85  sub rbp, 0xb0
+            +92  cmp rsp, [rbp - 8]
             +96  jne 0x50000001
-            +102 mov r11, [rbx + 0x68]
-            +106 mov [rbp + 0x10], r11
-            +110 mov rcx, fs:[0xffffffffffffffc0]
-            +119 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
-            +127 mov [rcx], rbx
-            +130 mov rsp, rbp
-            +133 pop rbp
-            +134 pop rbx
-            +135 pop r11
-            +137 jmp r11
-            +140 int3
-            +141 cmp rsp, 0xffffffffffffffff
-            +145 pop r10
-            +147 pop rbx
+            +102 mov r11, [rbp + 8]
+            +106 mov [rsp + 0x18], r11
+            +111 mov rcx, fs:[0xffffffffffffffc0]
+            +120 mov rsp, [rbp - 8]
+            +124 mov [rcx], rbp
+            +127 mov rbp, [rsp + 0x10]
+            +132 add rsp, 0x18
+            +136 pop r11
+            +138 jmp r11
+            +141 int3
+            +142 cmp rsp, 0xffffffffffffffff
+            +146 pop r10
             +148 pop rax
-            +149 pop rbp
-            +150 ret
-            +151 int3
-            +152 inc qword ptr [rax + 0x18]
-            +156 jmp 0x5000008d
-            +161 mov r10, rax
-            +164 sub rbx, 0xb0
-            +171 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
-            +179 lea rax, [rbx + 0xb0]
-            +186 cmpxchg [r10], rbx
-            +190 mov rax, r10
-            +193 jne 0x50000122
-            +199 inc qword ptr [rax + 0x20]
-            +203 jmp 0x50000122
-            +208 mov r10, [rbx - 0x58]
-            +212 test r10, r10
-            +215 je 0x50000138
-            +221 cmp rbp, [rbx - 0x58]
-            +225 jne 0x500000a1
-            +231 lea r10, [0x50000040]
-            +238 cmp r10, [rbp + 0x10]
-            +242 jne 0x500000a1
-            +248 jmp 0x50000138
-            +253 int3
-            +254 int3
-            +255 int3
-            +256 push rbp
-            +257 mov rbp, rsp
-            +260 push rax
-            +261 push rbx
-            +262 push r10
-            +264 mov r11, [rbp + 8]
-            +268 mov r11d, [r11 - 0x14]
-            +272 mov rax, fs:[0xffffffffffffffc0]
-            +281 test rax, rax
-            +284 je 0x5000008d
-            +290 mov rbx, [rax]
-            +293 cmp rbp, [rbx - 0x58]
-            +297 jae 0x500000d0
-            +303 cmp rbx, [rax]
-            +306 jne 0x50000122
-            +312 cmp rbx, [rax + 8]
-            +316 jae 0x50000098
-            +322 lea r10, [rbx + 0xb0]
-            +329 mov [rax], r10
-            +332 mov [rbx], rdi
-            +335 mov [rbx + 8], rsi
-            +339 mov [rbx + 0x10], rdx
-            +343 mov [rbx + 0x18], rcx
-            +347 mov [rbx + 0x20], r8
-            +351 mov [rbx + 0x28], r9
-            +355 mov r10, 0x300000000
-            +365 add r10, r11
-            +368 mov [rbx + 0x40], r10
-            +372 mov r10, [rbp + 8]
-            +376 lea r10, [r10 - 5]
-            +380 mov [rbx + 0x48], r10
-            +384 mov [rbx + 0x58], rbp
-            +388 mov r10, [rbp + 0x10]
-            +392 mov [rbx + 0x68], r10
-            +396 lea r11, [0x50000040]
-            +403 mov [rbp + 0x10], r11
-            +407 test rsp, rsp
-            +410 pop r10
-            +412 pop rbx
-            +413 pop rax
-            +414 pop rbp
-            +415 ret
-            +416 int3
+            +149 ret
+            +150 int3
+            +151 inc qword ptr [rax + 0x18]
+            +155 jmp 0x5000008e
+            +160 mov [r10 - 0xb8], rsp
+            +167 mov [r10 - 0xb0], rbp
+            +174 cmp r10, [rax]
+            +177 je 0x50000189
+            +183 dec qword ptr [rax + 0x20]
+            +187 jmp 0x5000015e
+            +192 push r11
+            +194 mov r11, rax
+            +197 mov rax, r10
+            +200 sub r10, 0xb0
+            +207 cmpxchg [r11], r10
+            +211 mov rax, r11
+            +214 pop r11
+            +216 jne 0x5000015e
+            +222 inc qword ptr [rax + 0x20]
+            +226 jmp 0x5000015e
+            +231 jne 0x500000c0
+            +237 lea rax, [0x50000040]
+            +244 cmp rax, [rsp + 0x18]
+            +249 mov rax, fs:[0xffffffffffffffc0]
+            +258 jne 0x500000c0
+            +264 jmp 0x5000016e
+            +269 int3
+            +270 int3
+            +271 int3
+            +272 int3
+            +273 int3
+            +274 int3
+            +275 int3
+            +276 int3
+            +277 int3
+            +278 int3
+            +279 int3
+            +280 int3
+            +281 int3
+            +282 int3
+            +283 int3
+            +284 int3
+            +285 int3
+            +286 int3
+            +287 int3
+            +288 int3
+            +289 int3
+            +290 int3
+            +291 int3
+            +292 int3
+            +293 int3
+            +294 int3
+            +295 int3
+            +296 int3
+            +297 int3
+            +298 int3
+            +299 int3
+            +300 int3
+            +301 int3
+            +302 int3
+            +303 int3
+            +304 int3
+            +305 int3
+            +306 int3
+            +307 int3
+            +308 int3
+            +309 int3
+            +310 int3
+            +311 int3
+            +312 int3
+            +313 int3
+            +314 int3
+            +315 int3
+            +316 int3
+            +317 int3
+            +318 int3
+            +319 int3
+            +320 push rax
+            +321 push r10
+            +323 mov r11, [rsp + 0x10]
+            +328 mov r11d, [r11 - 0x14]
+            +332 mov rax, fs:[0xffffffffffffffc0]
+            +341 test rax, rax
+            +344 je 0x5000008e
+            +350 mov r10, [rax]
+            +353 cmp rsp, [r10 - 0xb8]
+            +360 jae 0x500000e7
+            +366 cmp r10, [rax + 8]
+            +370 jae 0x50000097
+            +376 mov [r10 - 8], rsp
+            +380 mov [r10], rbp
+            +383 add r10, 0xb0
+            +390 mov [rax], r10
+            +393 cmp rsp, [r10 - 0xb8]
+            +400 jne 0x500000a0
+            +406 lea rbp, [r10 - 0xb0]
+            +413 mov [rbp - 0x60], rdi
+            +417 mov [rbp - 0x58], rsi
+            +421 mov [rbp - 0x50], rdx
+            +425 mov [rbp - 0x48], rcx
+            +429 mov [rbp - 0x40], r8
+            +433 mov [rbp - 0x38], r9
+            +437 mov r10, 0x300000000
+            +447 add r10, r11
+            +450 mov [rbp - 0x20], r10
+            +454 mov r10, [rsp + 0x10]
+            +459 lea r10, [r10 - 5]
+            +463 mov [rbp - 0x18], r10
+            +467 mov r10, [rsp + 0x18]
+            +472 mov [rbp + 8], r10
+            +476 lea r11, [0x50000040]
+            +483 mov [rsp + 0x18], r11
+            +488 test rsp, rsp
+            +491 mov rbp, [rbp]
+            +495 pop r10
+            +497 pop rax
+            +498 ret
+            +499 int3
         "#]],
     );
 }
@@ -220,48 +254,48 @@ fn called_with_vectors_and_a_stack_argument() {
             +217 movups xmm5, [rsp + 0x50]
             +222 movups xmm6, [rsp + 0x60]
             +227 movups xmm7, [rsp + 0x70]
-            +232 mov qword ptr [rsp - 8], 0
-            +241 and rsp, 0xfffffffffffffff0
-            +245 sub rsp, 8
-            +249 mov r11, [rbp + 0x18]
-            +253 push r11
-            +255 mov rdi, [rbp - 0x58]
-            +259 mov rsi, [rbp - 0x50]
-            +263 mov rdx, [rbp - 0x48]
-            +267 mov rcx, [rbp - 0x40]
-            +271 mov r8, [rbp - 0x38]
-            +275 mov r9, [rbp - 0x30]
-            +279 mov rax, [rbp - 0x28]
-            +283 mov r10, [rbp - 0x20]
-            +287 call 0x4fff0005
-            +292 mov [rbx + 0x30], rax
-            +296 mov [rbx + 0x38], rdx
-            +300 and rsp, 0xfffffffffffffff0
-            +304 sub rsp, 0x20
-            +308 movups [rsp], xmm0
-            +312 movups [rsp + 0x10], xmm1
-            +317 mov [rbx + 0x50], rsp
-            +321 mov eax, [rbx + 0x40]
-            +324 mov r11, 0x7e1000000100
-            +334 mov rsi, [r11 + rax*8]
-            +338 lea rdi, [rbx]
-            +341 call 0x50002100
-            +346 mov eax, [rbx + 0x40]
-            +349 mov r11, 0x7e1000000000
-            +359 mov rsi, [r11 + rax*8]
-            +363 lea rdi, [rbx]
-            +366 call 0x50002000
-            +371 movups xmm0, [rsp]
-            +375 movups xmm1, [rsp + 0x10]
-            +380 mov qword ptr [rsp - 8], 0
-            +389 mov rax, [rbx + 0x30]
-            +393 mov rdx, [rbx + 0x38]
-            +397 mov rbx, [rbp - 0x60]
-            +401 mov rsp, rbp
-            +404 pop rbp
-            +405 add rsp, 8
-            +409 ret
-            +410 int3
+            +232 mov [rsp - 8], rsp
+            +237 and rsp, 0xfffffffffffffff0
+            +241 sub rsp, 8
+            +245 mov r11, [rbp + 0x18]
+            +249 push r11
+            +251 mov rdi, [rbp - 0x58]
+            +255 mov rsi, [rbp - 0x50]
+            +259 mov rdx, [rbp - 0x48]
+            +263 mov rcx, [rbp - 0x40]
+            +267 mov r8, [rbp - 0x38]
+            +271 mov r9, [rbp - 0x30]
+            +275 mov rax, [rbp - 0x28]
+            +279 mov r10, [rbp - 0x20]
+            +283 call 0x4fff0005
+            +288 mov [rbx + 0x30], rax
+            +292 mov [rbx + 0x38], rdx
+            +296 and rsp, 0xfffffffffffffff0
+            +300 sub rsp, 0x80
+            +307 movups [rsp], xmm0
+            +311 movups [rsp + 0x10], xmm1
+            +316 mov [rbx + 0x50], rsp
+            +320 mov eax, [rbx + 0x40]
+            +323 mov r11, 0x7e1000000100
+            +333 mov rsi, [r11 + rax*8]
+            +337 lea rdi, [rbx]
+            +340 call 0x50002100
+            +345 mov eax, [rbx + 0x40]
+            +348 mov r11, 0x7e1000000000
+            +358 mov rsi, [r11 + rax*8]
+            +362 lea rdi, [rbx]
+            +365 call 0x50002000
+            +370 movups xmm0, [rsp]
+            +374 movups xmm1, [rsp + 0x10]
+            +379 mov [rsp - 8], rsp
+            +384 mov rax, [rbx + 0x30]
+            +388 mov rdx, [rbx + 0x38]
+            +392 mov rbx, [rbp - 0x60]
+            +396 mov rsp, rbp
+            +399 pop rbp
+            +400 add rsp, 8
+            +404 ret
+            +405 int3
         "#]],
     );
 }

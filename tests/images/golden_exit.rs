@@ -75,127 +75,101 @@ fn side_stack_one_program_each() {
         expect![[r#"
             enter +384, exit +64
             +0   int3
-            +1   cmp rbx, [rcx + 0x10]
+            +1   cmp rbp, [rcx + 0x10]
             +5   jb 0x50000000
-            +11  mov qword ptr [rbx + 0x58], 0xffffffffffffffff
-            +19  mov [rcx], rbx
-            +22  inc qword ptr [rcx + 0x20]
-            +26  sub rbx, 0xb0
-            +33  cmp rbp, [rbx + 0x58]
-            +37  jne 0x50000001
-            +43  jmp 0x50000066
-            +48  int3
-            +49  int3
-            +50  int3
-            +51  int3
-            +52  int3
-            +53  int3
-            +54  int3
-            +55  int3
-            +56  int3
-            +57  int3
-            +58  int3
-            +59  int3
-            +60  int3
-            +61  int3
-            +62  int3
+            +11  mov r8, rax
+            +14  lea rax, [rbp + 0xb0]
+            +21  cmpxchg [rcx], rbp
+            +25  mov rax, r8
+            +28  jne 0x50000026
+            +34  inc qword ptr [rcx + 0x20]
+            +38  mov rbp, [rcx]
+            +41  sub rbp, 0xb0
+            +48  cmp rsp, [rbp - 8]
+            +52  jne 0x50000001
+            +58  jmp 0x50000066
             +63  int3
-            +64  sub rsp, 8
-            +68  push rbx
-            +69  push rbp
-            +70  mov rbp, rsp
+            +64  sub rsp, 0x20
+            +68  mov [rsp + 0x10], rbp
             +73  mov rcx, fs:[0xffffffffffffffc0]
-            +82  mov rbx, [rcx]
-            +85  sub rbx, 0xb0
-            +92  cmp rbp, [rbx + 0x58]
+            +82  mov rbp, [rcx]
+            +85  sub rbp, 0xb0
+            +92  cmp rsp, [rbp - 8]
             +96  jne 0x50000001
-            +102 mov r11, [rbx + 0x68]
-            +106 mov [rbp + 0x10], r11
-            +110 mov [rbx + 0x30], rax
-            +114 mov [rbx + 0x38], rdx
-            +118 and rsp, 0xfffffffffffffff0
-            +122 mov eax, [rbx + 0x40]
-            +125 mov r11, 0x7e1000000000
-            +135 mov rsi, [r11 + rax*8]
-            +139 lea rdi, [rbx]
-            +142 call 0x50002000
-            +147 mov qword ptr [rsp - 8], 0
-            +156 mov rax, [rbx + 0x30]
-            +160 mov rdx, [rbx + 0x38]
-            +164 mov rcx, fs:[0xffffffffffffffc0]
-            +173 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
-            +181 mov [rcx], rbx
-            +184 mov rsp, rbp
-            +187 pop rbp
-            +188 pop rbx
-            +189 ret
-            +190 int3
-            +191 cmp rsp, 0xffffffffffffffff
-            +195 pop r10
-            +197 pop rbx
-            +198 pop rax
-            +199 pop rbp
-            +200 ret
-            +201 int3
-            +202 inc qword ptr [rax + 0x18]
-            +206 jmp 0x500000bf
-            +211 mov r10, rax
-            +214 sub rbx, 0xb0
-            +221 mov qword ptr [rbx + 0x58], 0xffffffffffffffff
-            +229 lea rax, [rbx + 0xb0]
-            +236 cmpxchg [r10], rbx
-            +240 mov rax, r10
-            +243 jne 0x5000019a
-            +249 inc qword ptr [rax + 0x20]
-            +253 jmp 0x5000019a
-            +258 mov r10, [rbx - 0x58]
-            +262 test r10, r10
-            +265 je 0x500001b0
-            +271 cmp rbp, [rbx - 0x58]
-            +275 jne 0x500000d3
-            +281 mov r10, [rbp + 0x10]
-            +285 sub r10, 0xb
-            +289 cmp r10, [rbx - 0x50]
-            +293 jne 0x500000d3
-            +299 jmp 0x500001b0
-            +304 push r11
-            +306 push rdi
-            +307 push rsi
-            +308 push rdx
-            +309 push rcx
-            +310 push r8
-            +312 push r9
-            +314 and rsp, 0xfffffffffffffff0
-            +318 call 0x50003000
-            +323 mov qword ptr [rsp - 8], 0
-            +332 lea rsp, [rbp - 0x50]
-            +336 pop r9
-            +338 pop r8
-            +340 pop rcx
-            +341 pop rdx
-            +342 pop rsi
-            +343 pop rdi
-            +344 pop r11
-            +346 test rax, rax
-            +349 je 0x500000bf
-            +355 jmp 0x5000019a
-            +360 int3
-            +361 int3
-            +362 int3
-            +363 int3
-            +364 int3
-            +365 int3
-            +366 int3
-            +367 int3
-            +368 int3
-            +369 int3
-            +370 int3
-            +371 int3
-            +372 int3
-            +373 int3
-            +374 int3
-            +375 int3
-            +376 int3
+            +102 mov r11, [rbp + 8]
+            +106 mov [rsp + 0x18], r11
+            +111 mov [rbp - 0x30], rax
+            +115 mov [rbp - 0x28], rdx
+            +119 and rsp, 0xfffffffffffffff0
+            +123 mov eax, [rbp - 0x20]
+            +126 mov r11, 0x7e1000000000
+            +136 mov rsi, [r11 + rax*8]
+            +140 lea rdi, [rbp - 0x60]
+            +144 call 0x50002000
+            +149 mov [rsp - 8], rsp
+            +154 mov rax, [rbp - 0x30]
+            +158 mov rdx, [rbp - 0x28]
+            +162 mov rcx, fs:[0xffffffffffffffc0]
+            +171 mov rsp, [rbp - 8]
+            +175 mov [rcx], rbp
+            +178 mov rbp, [rsp + 0x10]
+            +183 add rsp, 0x18
+            +187 ret
+            +188 int3
+            +189 cmp rsp, 0xffffffffffffffff
+            +193 pop r10
+            +195 pop rax
+            +196 ret
+            +197 int3
+            +198 inc qword ptr [rax + 0x18]
+            +202 jmp 0x500000bd
+            +207 mov [r10 - 0xb8], rsp
+            +214 mov [r10 - 0xb0], rbp
+            +221 cmp r10, [rax]
+            +224 je 0x500001c0
+            +230 dec qword ptr [rax + 0x20]
+            +234 jmp 0x50000195
+            +239 push r11
+            +241 mov r11, rax
+            +244 mov rax, r10
+            +247 sub r10, 0xb0
+            +254 cmpxchg [r11], r10
+            +258 mov rax, r11
+            +261 pop r11
+            +263 jne 0x50000195
+            +269 inc qword ptr [rax + 0x20]
+            +273 jmp 0x50000195
+            +278 jne 0x500000ef
+            +284 mov rax, [rsp + 0x18]
+            +289 sub rax, 0xb
+            +293 cmp rax, [r10 - 0xd8]
+            +300 mov rax, fs:[0xffffffffffffffc0]
+            +309 jne 0x500000ef
+            +315 jmp 0x500001a5
+            +320 push rbp
+            +321 mov rbp, rsp
+            +324 push r11
+            +326 push rdi
+            +327 push rsi
+            +328 push rdx
+            +329 push rcx
+            +330 push r8
+            +332 push r9
+            +334 and rsp, 0xfffffffffffffff0
+            +338 call 0x50003000
+            +343 mov [rsp - 8], rsp
+            +348 lea rsp, [rbp - 0x38]
+            +352 pop r9
+            +354 pop r8
+            +356 pop rcx
+            +357 pop rdx
+            +358 pop rsi
+            +359 pop rdi
+            +360 pop r11
+            +362 pop rbp
+            +363 test rax, rax
+            +366 je 0x500000bd
+            +372 jmp 0x50000195
             +377 int3
             +378 int3
             +379 int3
@@ -203,62 +177,59 @@ fn side_stack_one_program_each() {
             +381 int3
             +382 int3
             +383 int3
-            +384 push rbp
-            +385 mov rbp, rsp
-            +388 push rax
-            +389 push rbx
-            +390 push r10
-            +392 mov rax, fs:[0xffffffffffffffc0]
-            +401 test rax, rax
-            +404 je 0x50000130
-            +410 mov rbx, [rax]
-            +413 cmp rbp, [rbx - 0x58]
-            +417 jae 0x50000102
-            +423 cmp rbx, [rax]
-            +426 jne 0x5000019a
-            +432 cmp rbx, [rax + 8]
-            +436 jae 0x500000ca
-            +442 lea r10, [rbx + 0xb0]
-            +449 mov [rax], r10
-            +452 mov [rbx], rdi
-            +455 mov [rbx + 8], rsi
-            +459 mov [rbx + 0x10], rdx
-            +463 mov [rbx + 0x18], rcx
-            +467 mov [rbx + 0x20], r8
-            +471 mov [rbx + 0x28], r9
-            +475 mov r10, 0x100000000
-            +485 add r10, r11
-            +488 mov [rbx + 0x40], r10
-            +492 mov r10, 0x7d0000000000
-            +502 mov r10, [r10 + r11*8]
-            +506 mov [rbx + 0x48], r10
-            +510 mov [rbx + 0x58], rbp
-            +514 mov r10, [rbp + 8]
-            +518 mov [rbx + 0x60], r10
-            +522 mov r10, [rbp + 0x10]
-            +526 mov [rbx + 0x68], r10
-            +530 and rsp, 0xfffffffffffffff0
-            +534 mov eax, [rbx + 0x40]
-            +537 mov r11, 0x7e0000000000
-            +547 add rax, rax
-            +550 mov rsi, [r11 + rax*8]
-            +554 lea rdi, [rbx]
-            +557 call 0x50001000
-            +562 mov qword ptr [rsp - 8], 0
-            +571 mov rdi, [rbx]
-            +574 mov rsi, [rbx + 8]
-            +578 mov rdx, [rbx + 0x10]
-            +582 mov rcx, [rbx + 0x18]
-            +586 mov r8, [rbx + 0x20]
-            +590 mov r9, [rbx + 0x28]
-            +594 lea rsp, [rbp - 0x18]
-            +598 test rsp, rsp
-            +601 pop r10
-            +603 pop rbx
-            +604 pop rax
-            +605 pop rbp
-            +606 ret
-            +607 int3
+            +384 push rax
+            +385 push r10
+            +387 mov rax, fs:[0xffffffffffffffc0]
+            +396 test rax, rax
+            +399 je 0x50000140
+            +405 mov r10, [rax]
+            +408 cmp rsp, [r10 - 0xb8]
+            +415 jae 0x50000116
+            +421 cmp r10, [rax + 8]
+            +425 jae 0x500000c6
+            +431 mov [r10 - 8], rsp
+            +435 mov [r10], rbp
+            +438 add r10, 0xb0
+            +445 mov [rax], r10
+            +448 cmp rsp, [r10 - 0xb8]
+            +455 jne 0x500000cf
+            +461 lea rbp, [r10 - 0xb0]
+            +468 mov [rbp - 0x60], rdi
+            +472 mov [rbp - 0x58], rsi
+            +476 mov [rbp - 0x50], rdx
+            +480 mov [rbp - 0x48], rcx
+            +484 mov [rbp - 0x40], r8
+            +488 mov [rbp - 0x38], r9
+            +492 mov r10, [rsp + 0x10]
+            +497 mov [rbp - 0x28], r10
+            +501 mov r10, 0x100000000
+            +511 add r10, r11
+            +514 mov [rbp - 0x20], r10
+            +518 mov r10, 0x7d0000000000
+            +528 mov r10, [r10 + r11*8]
+            +532 mov [rbp - 0x18], r10
+            +536 mov r10, [rsp + 0x18]
+            +541 mov [rbp + 8], r10
+            +545 and rsp, 0xfffffffffffffff0
+            +549 mov eax, [rbp - 0x20]
+            +552 mov r11, 0x7e0000000000
+            +562 add rax, rax
+            +565 mov rsi, [r11 + rax*8]
+            +569 lea rdi, [rbp - 0x60]
+            +573 call 0x50001000
+            +578 mov rdi, [rbp - 0x60]
+            +582 mov rsi, [rbp - 0x58]
+            +586 mov rdx, [rbp - 0x50]
+            +590 mov rcx, [rbp - 0x48]
+            +594 mov r8, [rbp - 0x40]
+            +598 mov r9, [rbp - 0x38]
+            +602 mov rsp, [rbp - 8]
+            +606 test rsp, rsp
+            +609 mov rbp, [rbp]
+            +613 pop r10
+            +615 pop rax
+            +616 ret
+            +617 int3
         "#]],
     );
 }

@@ -49,29 +49,35 @@ fn frame_one_program_each_and_two_stack_arguments() {
         expect![[r#"
             enter +128, exit +0
             +0   lea rbx, [rsp + 0x18]
-            +5   mov [rbx + 0x30], rax
-            +9   mov [rbx + 0x38], rdx
-            +13  and rsp, 0xfffffffffffffff0
-            +17  mov eax, [rbx + 0x40]
-            +20  mov r11, 0x7e1000000000
-            +30  mov rsi, [r11 + rax*8]
-            +34  lea rdi, [rbx]
-            +37  call 0x50002000
-            +42  mov qword ptr [rsp - 8], 0
-            +51  mov rax, [rbx + 0x30]
-            +55  mov rdx, [rbx + 0x38]
-            +59  lea rsp, [rbx + 0xb0]
-            +66  pop rbx
-            +67  pop rbp
-            +68  ret
-            +69  int3
-            +70  mov qword ptr [rsp - 8], 0
-            +79  lea rsp, [rbx - 0x18]
-            +83  mov r11, [rbx + 0x60]
-            +87  push r11
-            +89  mov rbx, [rbp - 8]
-            +93  xor edx, edx
-            +95  ret
+            +5   mov rsp, rbx
+            +8   mov [rbx + 0x30], rax
+            +12  mov [rbx + 0x38], rdx
+            +16  and rsp, 0xfffffffffffffff0
+            +20  mov eax, [rbx + 0x40]
+            +23  mov r11, 0x7e1000000000
+            +33  mov rsi, [r11 + rax*8]
+            +37  lea rdi, [rbx]
+            +40  call 0x50002000
+            +45  mov [rsp - 8], rsp
+            +50  mov rax, [rbx + 0x30]
+            +54  mov rdx, [rbx + 0x38]
+            +58  lea rsp, [rbx + 0xb0]
+            +65  pop rbx
+            +66  pop rbp
+            +67  ret
+            +68  int3
+            +69  mov [rsp - 8], rsp
+            +74  lea rsp, [rbx - 0x18]
+            +78  mov r11, [rbx + 0x60]
+            +82  push r11
+            +84  mov rbx, [rbp - 8]
+            +88  xor edx, edx
+            +90  ret
+            +91  int3
+            +92  int3
+            +93  int3
+            +94  int3
+            +95  int3
             +96  int3
             +97  int3
             +98  int3
@@ -126,7 +132,7 @@ fn frame_one_program_each_and_two_stack_arguments() {
             +218 add r11, r11
             +221 mov r10, [r10 + r11*8]
             +225 mov [rbx + 0x48], r10
-            +229 lea r10, [rbp - 8]
+            +229 lea r10, [rbp - 0x10]
             +233 mov [rbx + 0x58], r10
             +237 mov r10, [rbp + 8]
             +241 mov [rbx + 0x68], r10
@@ -144,27 +150,26 @@ fn frame_one_program_each_and_two_stack_arguments() {
             +297 lea rdi, [rbx]
             +300 call 0x50002800
             +305 test rax, rax
-            +308 jne 0x50000046
-            +314 mov qword ptr [rsp - 8], 0
-            +323 mov rdi, [rbx]
-            +326 mov rsi, [rbx + 8]
-            +330 mov rdx, [rbx + 0x10]
-            +334 mov rcx, [rbx + 0x18]
-            +338 mov r8, [rbx + 0x20]
-            +342 mov r9, [rbx + 0x28]
-            +346 lea rsp, [rbx - 8]
-            +350 mov r11, [rbp + 0x18]
-            +354 push r11
-            +356 mov r11, [rbp + 0x10]
-            +360 push r11
-            +362 mov r11, [rbx + 0x60]
-            +366 push r11
-            +368 mov rax, [rbx + 0x30]
-            +372 mov r10, [rbx + 0x38]
-            +376 mov rbx, [rbp - 8]
-            +380 test rsp, rsp
-            +383 ret
-            +384 int3
+            +308 jne 0x50000045
+            +314 mov rdi, [rbx]
+            +317 mov rsi, [rbx + 8]
+            +321 mov rdx, [rbx + 0x10]
+            +325 mov rcx, [rbx + 0x18]
+            +329 mov r8, [rbx + 0x20]
+            +333 mov r9, [rbx + 0x28]
+            +337 lea rsp, [rbx - 8]
+            +341 mov r11, [rbp + 0x18]
+            +345 push r11
+            +347 mov r11, [rbp + 0x10]
+            +351 push r11
+            +353 mov r11, [rbx + 0x60]
+            +357 push r11
+            +359 mov rax, [rbx + 0x30]
+            +363 mov r10, [rbx + 0x38]
+            +367 mov rbx, [rbp - 8]
+            +371 test rsp, rsp
+            +374 ret
+            +375 int3
         "#]],
     );
 }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
-    Mnemonic, OpAccess, OpKind, Register, UsedRegister,
+    Code, ConditionCode, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction,
+    InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedRegister,
 };
 
 /// What a register or a word of the stack holds.
@@ -17,6 +17,8 @@ pub enum Value {
     Stack(i64),
     /// A multiple of 16 somewhere below, and so many bytes.
     Aligned(i64),
+    /// What some memory held, and so many bytes: an address on a side stack.
+    Loaded(i64),
     Other,
 }
 
@@ -27,6 +29,8 @@ pub struct State {
     stack: BTreeMap<i64, Value>,
     /// Which instruction has set the flags.
     flags: Option<Code>,
+    /// If they say that memory and a register are equal, what that place then holds.
+    compared: Option<(i64, Value)>,
 }
 
 /// How a path ends.
@@ -83,7 +87,7 @@ impl Walk {
         let mut registers: BTreeMap<_, _> =
             general.map(|register| (register, Value::Original(register))).collect();
         registers.insert(Register::RSP, Value::Stack(0));
-        let begin = State { registers, stack: BTreeMap::new(), flags: None };
+        let begin = State { registers, stack: BTreeMap::new(), flags: None, compared: None };
         let mut facts = InstructionInfoFactory::new();
         let mut open = vec![(start, begin)];
         self.ends.clear();
@@ -105,8 +109,14 @@ impl Walk {
                     open.push((next, state));
                 }
                 FlowControl::ConditionalBranch => {
-                    open.push((next, state.clone()));
-                    open.push((instruction.near_branch_target(), state));
+                    let (mut straight, mut jumped) = (state.clone(), state);
+                    match instruction.condition_code() {
+                        ConditionCode::e => jumped.learn_equality(),
+                        ConditionCode::ne => straight.learn_equality(),
+                        _ => {}
+                    }
+                    open.push((next, straight));
+                    open.push((instruction.near_branch_target(), jumped));
                 }
                 FlowControl::UnconditionalBranch
                     if Some(instruction.near_branch_target()) == self.return_thunk =>
@@ -156,24 +166,28 @@ impl State {
         End { by, rsp, flags: self.flags, led, changed: changed.collect() }
     }
 
-    /// The address of a memory operand, where it is on the stack; or in the frame, at which `rbx`
-    /// points, as if the frame were far above the stack.
+    /// The address of a memory operand, where it is on the stack; or on the side stack, as if that
+    /// were far above it.
     fn place(&self, instruction: &Instruction) -> Option<i64> {
-        const FRAME: i64 = 1 << 40;
+        const SIDE_STACK: i64 = 1 << 40;
         let displacement = instruction.memory_displacement64().cast_signed();
-        let base = instruction.memory_base();
-        match self.registers.get(&base) {
+        match self.registers.get(&instruction.memory_base()) {
             _ if instruction.memory_index() != Register::None => None,
             Some(Value::Stack(at)) => Some(at + displacement),
-            Some(Value::Other) if base == Register::RBX => Some(FRAME + displacement),
+            Some(Value::Loaded(at)) => Some(SIDE_STACK + at + displacement),
             _ => None,
         }
+    }
+
+    fn learn_equality(&mut self) {
+        self.stack.extend(self.compared);
     }
 
     fn moved(value: Value, by: i64) -> Value {
         match value {
             Value::Stack(at) => Value::Stack(at + by),
             Value::Aligned(at) => Value::Aligned(at + by),
+            Value::Loaded(at) => Value::Loaded(at + by),
             _ => Value::Other,
         }
     }
@@ -218,7 +232,9 @@ impl State {
                 Value::Aligned(0)
             }
             (Mnemonic::Lea, _) => match self.registers.get(&instruction.memory_base()) {
-                Some(Value::Stack(_)) => self.place(instruction).map_or(Value::Other, Value::Stack),
+                Some(&base) if instruction.memory_index() == Register::None => {
+                    Self::moved(base, instruction.memory_displacement64().cast_signed())
+                }
                 _ => Value::Other,
             },
             (Mnemonic::Mov, OpKind::Register) if instruction.op0_kind() == OpKind::Memory => {
@@ -236,13 +252,20 @@ impl State {
             }
             (Mnemonic::Mov, OpKind::Register) => self.registers[&instruction.op1_register()],
             (Mnemonic::Mov, OpKind::Memory) => {
-                let at = self.place(instruction);
-                at.and_then(|at| self.stack.get(&at).copied()).unwrap_or(Value::Other)
+                let base = self.registers.get(&instruction.memory_base());
+                match self.place(instruction) {
+                    Some(at) => self.stack.get(&at).copied().unwrap_or(Value::Other),
+                    None if base == Some(&Value::Other) => Value::Loaded(0),
+                    None => Value::Other,
+                }
             }
             _ => Value::Other,
         };
         if instruction.rflags_modified() != 0 {
             self.flags = Some(instruction.code());
+            let compared = (instruction.code() == Code::Cmp_r64_rm64)
+                .then(|| Some((self.place(instruction)?, self.registers[&target])));
+            self.compared = compared.flatten();
         }
         let written = |register: &&UsedRegister| {
             matches!(register.access(), OpAccess::Write | OpAccess::ReadWrite)

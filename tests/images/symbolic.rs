@@ -193,9 +193,10 @@ impl Machine {
                 self.set(to.full_register(), value);
             }
             // Below the stack pointer is nothing but the return address of the last call.
-            (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32to64) => {
-                assert_eq!(self.get(Register::RSP).plus(-8), self.address(it));
-                assert_eq!(it.immediate(1), 0);
+            (Mnemonic::Mov, OpKind::Memory, OpKind::Register)
+                if it.memory_base() == Register::RSP =>
+            {
+                assert_eq!((it.memory_displacement64().cast_signed(), from), (-8, Register::RSP));
             }
             (Mnemonic::Mov, OpKind::Memory, OpKind::Immediate32) => {
                 self.store(self.address(it), 4, Value::Number(it.immediate(1)));

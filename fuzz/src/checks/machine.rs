@@ -258,8 +258,9 @@ impl<'a> Machine<'a> {
 
     fn write(&mut self, address: u64, bytes: &[u8]) {
         let place = self.place(address);
-        // What is below, nobody keeps; a zero may be put there, into the red zone (psABI 3.2.2).
-        let erases = bytes.iter().all(|&byte| byte == 0) && address >= self.regs[RSP] - 128;
+        // What is below, nobody keeps; what is no address of code may be put there, into the red
+        // zone (psABI 3.2.2).
+        let erases = bytes == self.regs[RSP].to_le_bytes() && address >= self.regs[RSP] - 128;
         assert!(address >= self.regs[RSP] || erases, "{address:#x} is below the stack pointer");
         let end = address.wrapping_add(bytes.len() as u64);
         assert!(end <= self.entered, "{address:#x} is the caller's");

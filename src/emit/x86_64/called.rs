@@ -1,7 +1,7 @@
 //! The trampoline that is called and then skips a frame, for comparison.
 
 use super::branch::Hardening;
-use super::call_frame::{clear_sessions, frame, keep_arguments, run_exits};
+use super::call_frame::{Programs, field};
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, call_program, check_sessions, forget_return_address,
     restore_vectors, save_vectors,
@@ -48,6 +48,8 @@ pub struct CalledTrampoline<'a> {
 
 /// The exit context, below the saved `rbx`, which is below the context.
 const EXIT_CONTEXT: i32 = CONTEXT.disp - 8 - FRAME_SIZE;
+/// The same, while programs run on it.
+const FRAME: Mem = Mem::at(Reg::Rbx, 0);
 
 impl CalledTrampoline<'_> {
     /// Bytes that a trampoline of so many programs can take at the most.
@@ -74,13 +76,13 @@ impl CalledTrampoline<'_> {
             show_vectors(code, self.vectors)?;
             for program in self.entries {
                 mov_load32(code, Reg::Rax, INDEX)?;
-                call_program(code, &Hardening::NONE, program, CONTEXT)?;
+                call_program(code, &Hardening::NONE, program, CONTEXT, FRAME)?;
             }
             restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
             forget_return_address(code)?;
         }
         self.call_origin(code)?;
-        run_exits(code, &Hardening::NONE, self.vectors, self.exits)?;
+        self.programs().run_exits(code)?;
         mov_load64(code, Reg::Rbx, Mem::at(Reg::Rbp, CONTEXT.disp - 8))?;
         mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
         pop(code, Reg::Rbp)?;
@@ -90,23 +92,29 @@ impl CalledTrampoline<'_> {
         Ok(start)
     }
 
+    const fn programs(&self) -> Programs<'_> {
+        let &Self { vectors, entries, exits, .. } = self;
+        let hardening = &Hardening::NONE;
+        Programs { hardening, vectors, frame: FRAME, entries, modify: &[], exits }
+    }
+
     /// Makes both contexts; `rbx` points at the one for the exit.
     fn save(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
         save(code)?;
         push(code, Reg::Rbx)?;
         sub_imm(code, Reg::Rsp, FRAME_SIZE)?;
         lea(code, Reg::Rbx, Mem::at(Reg::Rbp, EXIT_CONTEXT))?;
-        keep_arguments(code)?;
+        self.programs().keep_arguments(code)?;
         mov_imm32(code, Reg::Rax, self.index)?;
         mov_store64(code, INDEX, Reg::Rax)?;
-        mov_store64(code, frame!(Reg::Rbx, index), Reg::Rax)?;
+        mov_store64(code, field!(FRAME, index), Reg::Rax)?;
         mov_imm64(code, Reg::R11, self.function.get())?;
         mov_store64(code, FUNCTION, Reg::R11)?;
-        mov_store64(code, frame!(Reg::Rbx, function), Reg::R11)?;
+        mov_store64(code, field!(FRAME, function), Reg::R11)?;
         mov_load64(code, Reg::R11, CALLER)?;
-        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R11)?;
-        mov_store_imm32(code, frame!(Reg::Rbx, state), state::width(self.vectors))?;
-        clear_sessions(code, self.entries, self.exits)
+        mov_store64(code, field!(FRAME, caller), Reg::R11)?;
+        mov_store_imm32(code, field!(FRAME, state), state::width(self.vectors))?;
+        self.programs().clear_sessions(code)
     }
 
     /// Calls the origin with the registers that the programs have left it and copies of its

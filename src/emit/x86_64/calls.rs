@@ -3,9 +3,9 @@
 use super::branch::Hardening;
 use crate::emit::{EmitError, ExitContext, ProgramCall, Stride, Vectors};
 use crate::encode::x86_64::{
-    Mem, Reg, Scale, Vector, add_reg, and_imm, lea, mov_imm32, mov_imm64, mov_load64,
-    mov_store_imm64, movups_load, movups_store, sub_imm, vmovups256_load, vmovups256_store,
-    vmovups512_load, vmovups512_store, vzeroupper,
+    Mem, Reg, Scale, Vector, add_reg, and_imm, lea, mov_imm32, mov_imm64, mov_load64, mov_store64,
+    movups_load, movups_store, sub_imm, vmovups256_load, vmovups256_store, vmovups512_load,
+    vmovups512_store, vzeroupper,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -18,13 +18,14 @@ pub(super) fn align_stack(code: &mut CodeBuffer<'_>, vectors: Vectors) -> Result
     and_imm(code, Reg::Rsp, -width(vectors).max(STACK_ALIGNMENT))
 }
 
-/// Calls one program on what stands at `context`. Expects the index in `rax`, and where the
-/// program has a session, the frame at `rbx`.
+/// Calls one program on the context at `context`; the session words are those of `frame`. Expects
+/// the index in `rax`.
 pub(super) fn call_program(
     code: &mut CodeBuffer<'_>,
     hardening: &Hardening,
     program: &ProgramCall,
     context: Mem,
+    frame: Mem,
 ) -> Result<(), EncodeError> {
     mov_imm64(code, Reg::R11, program.cookie.column)?;
     if let Stride::Sixteen = program.cookie.stride {
@@ -39,16 +40,16 @@ pub(super) fn call_program(
         }
     }
     if let Some(number) = program.session {
-        lea(code, Reg::Rcx, session(number))?;
+        lea(code, Reg::Rcx, session(frame, number))?;
     }
     hardening.call_anywhere(code, program.target, true)
 }
 
 /// Overwrites the return address that the last call of a program has left below the stack
 /// pointer: whoever looks through stacks for threads that are still in here, as quiescence
-/// may have to, would take it for one.
+/// may have to, would take it for one. The stack pointer is no address of code, and at hand.
 pub(super) fn forget_return_address(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    mov_store_imm64(code, Mem::at(Reg::Rsp, -8), 0)
+    mov_store64(code, Mem::at(Reg::Rsp, -8), Reg::Rsp)
 }
 
 /// Refuses programs with a session word that is not one of the first `words`.
@@ -60,9 +61,9 @@ pub(super) fn check_sessions(calls: &[&[ProgramCall]], words: u8) -> Result<(), 
     }
 }
 
-/// The place of a session word of the frame at `rbx`.
-pub(super) const fn session(number: u8) -> Mem {
-    Mem::at(Reg::Rbx, core::mem::offset_of!(ExitContext, sessions) as i32 + 8 * number as i32)
+/// The place of a session word of the frame that is at this place.
+pub(super) const fn session(frame: Mem, number: u8) -> Mem {
+    frame.plus(core::mem::offset_of!(ExitContext, sessions) as i32 + 8 * number as i32)
 }
 
 /// Bytes of one vector register of this width.
@@ -90,7 +91,8 @@ fn each_vector(
     Ok(())
 }
 
-/// Saves the first `count` vector registers below the stack pointer.
+/// Saves the first `count` vector registers that hold arguments below the stack pointer, which
+/// moves as if they were all.
 pub(super) fn save_vectors(
     code: &mut CodeBuffer<'_>,
     vectors: Vectors,
@@ -99,7 +101,7 @@ pub(super) fn save_vectors(
     if let Vectors::Untouched = vectors {
         return Ok(());
     }
-    sub_imm(code, Reg::Rsp, i32::from(count) * width(vectors))?;
+    sub_imm(code, Reg::Rsp, i32::from(VECTOR_ARGUMENTS) * width(vectors))?;
     each_vector(vectors, count, |vector, place| match vectors {
         Vectors::Untouched => Ok(()),
         Vectors::Xmm => movups_store(code, place, vector),

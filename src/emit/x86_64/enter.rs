@@ -1,22 +1,20 @@
 //! What runs when a hooked function with exit programs is entered.
 
 use super::branch::Hardening;
-use super::call_frame::{
-    ARGUMENTS, clear_sessions, frame, free_frame, keep_arguments, keep_index, load_function,
-    run_entries,
-};
+use super::call_frame::{ARGUMENTS, Programs, field, load_function};
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, check_sessions, forget_return_address, restore_vectors,
     save_vectors,
 };
-use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED, Kept};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED};
 use super::leave::{Leave, Part, Return, align};
-use super::side_stack::{FRAME_SIZE, SideStackPlace, field};
-use super::unwind::Marks;
+use super::side_stack::{FRAME, FRAME_SIZE, FRAME_SLOT, LINK, SLOT_ABOVE, SideStackPlace, control};
+use super::unwind::{Kind, Marks};
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, SESSIONS, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, cmp_imm, cmp_load64, cmpxchg64, inc_mem64, jcc, lea, lea_rip, mov_load32,
-    mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, sub_imm, test_reg, xor_reg32,
+    Condition, Mem, Reg, add_imm, cmp_imm, cmp_load64, cmpxchg64, dec_mem64, inc_mem64, jcc, lea,
+    lea_rip, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, sub_imm,
+    test_reg, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -111,7 +109,7 @@ impl SideStackBodies<'_> {
             back: Return::Ret,
         }
         .emit(code)?;
-        let (enter, aside) = Enter {
+        let (enter, framed, aside) = Enter {
             hardening,
             form: Form::Thunk { functions: self.functions, modify: self.modify },
             side_stack: self.side_stack,
@@ -120,9 +118,7 @@ impl SideStackBodies<'_> {
             exits: self.exits,
         }
         .emit(code)?;
-        let Aside { unhooked_until, full: unhooked_end, skip_until, .. } = aside;
-        let kept = Kept::OnSideStack;
-        Ok(Marks { start, exit, enter, unhooked_until, unhooked_end, skip_until, kept })
+        Ok(Marks { start, exit, enter, kind: Kind::SideStack { framed, aside } })
     }
 }
 
@@ -142,8 +138,9 @@ pub(super) enum Form<'a> {
 /// The body that runs before a hooked function.
 ///
 /// It makes the context in the frame on the side stack: what programs are shown at the entry is
-/// what they are shown at the exit, stored once. On the ordinary stack are, from `rbp`
-/// downwards: the caller's `rbp`, and three registers that the body works with.
+/// what they are shown at the exit, stored once. On the ordinary stack are, below its return
+/// address, the two registers that it works with; `rsp` points at them when the frame is looked
+/// for, taken and filled.
 pub(super) struct Enter<'a> {
     pub hardening: &'a Hardening,
     pub form: Form<'a>,
@@ -155,20 +152,24 @@ pub(super) struct Enter<'a> {
 }
 
 /// The registers that the body works with, in the order in which they are saved.
-const WORKING: [Reg; 3] = [Reg::Rax, Reg::Rbx, Reg::R10];
-/// Bytes that restoring what is saved after `rbx` takes, and `rbp` after it.
-const AFTER_RBX: u64 = 2;
-/// The lowest of the words saved first.
-const SAVED: Mem = Mem::at(Reg::Rbp, -8 * WORKING.len() as i32);
+const WORKING: [Reg; 2] = [Reg::Rax, Reg::R10];
 /// The return address that the body has been called with.
-const RETURN: Mem = Mem::at(Reg::Rbp, 8);
+const RETURN: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE - 8);
 /// That of the function.
-const CALLER: Mem = Mem::at(Reg::Rbp, 16);
+const CALLER: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE);
+static_assertions::const_assert_eq!(SLOT_ABOVE as usize, 8 * WORKING.len() + 8);
 
-/// A field of the last frame, where `rbx` is the next one.
-macro_rules! last {
-    ($field:ident) => {
-        Mem::at(Reg::Rbx, frame!(Reg::Rbx, $field).disp - FRAME_SIZE)
+/// The frame that is taken next, by its link, and the one below it.
+const NEXT: Mem = Mem::at(Reg::R10, -LINK);
+const LAST: Mem = NEXT.plus(-FRAME_SIZE);
+/// The one that has just been taken.
+const TAKEN: Mem = LAST;
+
+/// Where a frame has the thunk's return address until the function returns: what tells a tail
+/// call of the function from a frame that was left behind.
+macro_rules! through {
+    ($frame:expr) => {
+        field!($frame, rdx)
     };
 }
 
@@ -177,59 +178,73 @@ macro_rules! last {
 struct Resume {
     /// `rax` is the side stack, `r11` the index; the last frame has to be looked at.
     again: u64,
-    /// The same with the next frame in `rbx`, and no frame is stale.
+    /// The same with the next frame in `r10`, and no frame is stale.
     live: u64,
+    /// A frame has been taken, up to `r10`.
+    taken: u64,
 }
 
 /// What stands before the body: what seldom runs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Aside {
-    no_side_stack: u64,
-    /// Up to here in what calls go on at that run unhooked, `rbx` is the body's.
-    unhooked_until: u64,
-    /// Right behind what calls go on at that run unhooked.
-    full: u64,
+    /// In what calls go on at that run unhooked, which begins it: here registers are restored.
+    pub unhooked_until: u64,
+    /// Every frame is in use.
+    pub full: u64,
+    /// A handler has used the frame that has been taken since its slot was written.
+    pub used: u64,
+    /// Between these, a word more is on the stack.
+    pub dropping: (u64, u64),
     /// The last frame's slot is at or below this function's.
-    stale: u64,
+    pub stale: u64,
+    /// Makes a side stack, up to the second.
+    pub making: (u64, u64),
     /// A program's result, in `rax`, is what the function returns.
-    skip: u64,
-    /// Up to here in that, `rbx` is the frame.
-    skip_until: u64,
+    pub skip: u64,
+    /// Up to here in that, `rbp` is in the frame.
+    pub skip_until: u64,
+}
+
+impl Aside {
+    const fn no_side_stack(&self) -> u64 {
+        self.making.0
+    }
 }
 
 impl Enter<'_> {
-    /// Emits the body. Gives where it is, and what stands before it.
-    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, Aside), EncodeError> {
+    /// Emits the body. Gives where it is, from where on in it `rbp` is in the frame, and what
+    /// stands before it.
+    pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<(Part, u64, Aside), EncodeError> {
         // What seldom runs goes on in the middle of the body: a first attempt elsewhere shows
         // where that is.
         let mut trial = [0; 1280];
         let mut trial = CodeBuffer::new(&mut trial, code.here());
         let here = trial.here();
-        let aside = self.aside(&mut trial, Resume { again: here, live: here })?;
+        let aside = self.aside(&mut trial, Resume { again: here, live: here, taken: here })?;
         let (_, resume) = self.begin(&mut trial, aside)?;
 
         let aside = self.aside(code, resume)?;
         let (start, _) = self.begin(code, aside)?;
-        self.push_frame(code, aside)?;
+        let framed = code.here();
+        self.fill(code)?;
         let found = code.here();
         self.run(code, aside)?;
         if self.hardening.returns_flags() {
             // Neither zero nor a carry comes of it.
             test_reg(code, Reg::Rsp, Reg::Rsp)?;
         }
+        mov_load64(code, Reg::Rbp, field!(FRAME, link))?;
+        let until = code.here();
         restore_working(code)?;
         let returns = code.here();
         self.hardening.body_end(code)?;
-        let until = returns.wrapping_sub(AFTER_RBX);
-        Ok((Part { start, found, until, returns, end: code.here() }, aside))
+        Ok((Part { start, found, until, returns, end: code.here() }, framed, aside))
     }
 
-    /// Finds the side stack and looks at the last frame.
+    /// Finds the side stack, looks at its last frame, and takes the next.
     fn begin(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(u64, Resume), EncodeError> {
         align(code)?;
         let start = code.here();
-        push(code, Reg::Rbp)?;
-        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
         for register in WORKING {
             push(code, register)?;
         }
@@ -237,30 +252,42 @@ impl Enter<'_> {
             mov_load64(code, Reg::R11, RETURN)?;
             mov_load32(code, Reg::R11, Mem::at(Reg::R11, -i32::from(return_to_index)))?;
         }
-        mov_load64_fs(code, Reg::Rax, self.side_stack.thread_offset)?;
+        self.load_side_stack(code)?;
         test_reg(code, Reg::Rax, Reg::Rax)?;
-        jcc(code, Condition::Equal, aside.no_side_stack)?;
+        jcc(code, Condition::Equal, aside.no_side_stack())?;
         let again = code.here();
-        mov_load64(code, Reg::Rbx, Mem::at(Reg::Rax, field::TOP))?;
-        cmp_load64(code, Reg::Rbp, last!(slot))?;
+        mov_load64(code, Reg::R10, Mem::at(Reg::Rax, control::TOP))?;
+        cmp_load64(code, Reg::Rsp, field!(LAST, slot))?;
         jcc(code, Condition::AboveOrEqual, aside.stale)?;
-        // A signal handler may have dropped that frame before it was looked at.
-        cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rax, field::TOP))?;
-        jcc(code, Condition::NotEqual, again)?;
-        Ok((start, Resume { again, live: code.here() }))
+        let live = code.here();
+        cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, control::END))?;
+        jcc(code, Condition::AboveOrEqual, aside.full)?;
+        mov_store64(code, field!(NEXT, slot), Reg::Rsp)?;
+        mov_store64(code, field!(NEXT, link), Reg::Rbp)?;
+        add_imm(code, Reg::R10, FRAME_SIZE)?;
+        mov_store64(code, Mem::at(Reg::Rax, control::TOP), Reg::R10)?;
+        let taken = code.here();
+        cmp_load64(code, Reg::Rsp, field!(TAKEN, slot))?;
+        jcc(code, Condition::NotEqual, aside.used)?;
+        lea(code, Reg::Rbp, field!(TAKEN, link))?;
+        Ok((start, Resume { again, live, taken }))
     }
 
-    /// Takes the frame at `rbx` and fills it. Expects the index in `r11`.
-    fn push_frame(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(), EncodeError> {
-        cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rax, field::END))?;
-        jcc(code, Condition::AboveOrEqual, aside.full)?;
-        // From here on a signal handler leaves the frame alone.
-        lea(code, Reg::R10, Mem::at(Reg::Rbx, FRAME_SIZE))?;
-        mov_store64(code, Mem::at(Reg::Rax, field::TOP), Reg::R10)?;
+    fn load_side_stack(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        mov_load64_fs(code, Reg::Rax, self.side_stack.thread_offset)
+    }
+
+    /// Fills the frame. Expects the index in `r11`.
+    fn fill(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        let programs = self.programs();
         // In the order of the frame, because a core may join stores to one line of the cache
         // that follow each other.
-        keep_arguments(code)?;
-        keep_index(code, self.vectors)?;
+        programs.keep_arguments(code)?;
+        if let Form::Thunk { .. } = self.form {
+            mov_load64(code, Reg::R10, RETURN)?;
+            mov_store64(code, through!(FRAME), Reg::R10)?;
+        }
+        programs.keep_index(code)?;
         match self.form {
             Form::Thunk { functions, .. } => load_function(code, functions)?,
             Form::Swap { return_to_entry, .. } => {
@@ -268,29 +295,35 @@ impl Enter<'_> {
                 lea(code, Reg::R10, Mem::at(Reg::R10, -i32::from(return_to_entry)))?;
             }
         }
-        mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
-        mov_store64(code, frame!(Reg::Rbx, slot), Reg::Rbp)?;
-        if let Form::Thunk { .. } = self.form {
-            mov_load64(code, Reg::R10, RETURN)?;
-            mov_store64(code, frame!(Reg::Rbx, through), Reg::R10)?;
-        }
+        mov_store64(code, field!(FRAME, function), Reg::R10)?;
         mov_load64(code, Reg::R10, CALLER)?;
-        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
-        clear_sessions(code, self.calls, self.exits)
+        mov_store64(code, field!(FRAME, caller), Reg::R10)?;
+        programs.clear_sessions(code)
     }
 
-    /// Runs the programs on the frame in `rbx`, and leaves the stack pointer at what was saved.
+    /// Runs the programs, and leaves the stack pointer at what was saved.
     fn run(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(), EncodeError> {
-        let modify = self.form.modify();
-        if !self.calls.is_empty() || !modify.is_empty() {
-            run_entries(code, self.hardening, self.vectors, self.calls, modify, aside.skip)?;
-            lea(code, Reg::Rsp, SAVED)?;
+        let programs = self.programs();
+        if !programs.entries.is_empty() || !programs.modify.is_empty() {
+            programs.run_entries(code, aside.skip)?;
+            mov_load64(code, Reg::Rsp, FRAME_SLOT)?;
         }
         if let Form::Swap { stub, .. } = self.form {
             lea_rip(code, Reg::R11, stub)?;
             mov_store64(code, CALLER, Reg::R11)?;
         }
         Ok(())
+    }
+
+    const fn programs(&self) -> Programs<'_> {
+        Programs {
+            hardening: self.hardening,
+            vectors: self.vectors,
+            frame: FRAME,
+            entries: self.calls,
+            modify: self.form.modify(),
+            exits: self.exits,
+        }
     }
 
     /// Emits what seldom runs. All of it but the last finds the stack pointer at what was saved.
@@ -305,97 +338,131 @@ impl Enter<'_> {
             lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_UNHOOKED))?;
             mov_store64(code, RETURN, Reg::R11)?;
         }
+        let unhooked_until = code.here();
         restore_working(code)?;
-        let unhooked_until = code.here().wrapping_sub(AFTER_RBX);
         self.hardening.body_end(code)?;
 
         let full = code.here();
-        inc_mem64(code, Mem::at(Reg::Rax, field::OVERFLOWED))?;
+        inc_mem64(code, Mem::at(Reg::Rax, control::OVERFLOWED))?;
         self.hardening.jump(code, unhooked)?;
 
+        let used = code.here();
+        mov_store64(code, field!(TAKEN, slot), Reg::Rsp)?;
+        mov_store64(code, field!(TAKEN, link), Reg::Rbp)?;
+        cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, control::TOP))?;
+        jcc(code, Condition::Equal, resume.taken)?;
+        // Another handler has dropped it, and counted it, by the slot of the first.
+        dec_mem64(code, Mem::at(Reg::Rax, control::ABANDONED))?;
+        self.hardening.jump(code, resume.again)?;
+
+        let (dropping, stale) = self.drop_stale(code, resume)?;
+        let making = self.make(code, unhooked, resume)?;
+        let skip = code.here();
+        let skip_until = if self.form.modify().is_empty() { skip } else { self.skip(code)? };
+        Ok(Aside { unhooked_until, full, used, dropping, stale, making, skip, skip_until })
+    }
+
+    /// Emits what drops the last frame, if it was left behind. Gives between which places there is
+    /// a word more on the stack, and where to begin.
+    fn drop_stale(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        resume: Resume,
+    ) -> Result<((u64, u64), u64), EncodeError> {
         // A signal handler that comes in between may drop the same frame, and others.
-        let abandoned = code.here();
-        mov_reg_reg(code, Reg::R10, Reg::Rax)?;
-        sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-        free_frame(code, Reg::Rbx)?;
-        lea(code, Reg::Rax, Mem::at(Reg::Rbx, FRAME_SIZE))?;
-        cmpxchg64(code, Mem::at(Reg::R10, field::TOP), Reg::Rbx)?;
+        let left = code.here();
+        push(code, Reg::R11)?;
+        let from = code.here();
+        mov_reg_reg(code, Reg::R11, Reg::Rax)?;
         mov_reg_reg(code, Reg::Rax, Reg::R10)?;
+        sub_imm(code, Reg::R10, FRAME_SIZE)?;
+        cmpxchg64(code, Mem::at(Reg::R11, control::TOP), Reg::R10)?;
+        mov_reg_reg(code, Reg::Rax, Reg::R11)?;
+        pop(code, Reg::R11)?;
+        let until = code.here();
         jcc(code, Condition::NotEqual, resume.again)?;
-        inc_mem64(code, Mem::at(Reg::Rax, field::ABANDONED))?;
+        inc_mem64(code, Mem::at(Reg::Rax, control::ABANDONED))?;
         self.hardening.jump(code, resume.again)?;
 
         let stale = code.here();
-        // A frame that is being taken, by what this interrupts, may never have been used.
-        mov_load64(code, Reg::R10, last!(slot))?;
-        test_reg(code, Reg::R10, Reg::R10)?;
-        jcc(code, Condition::Equal, resume.live)?;
         // A function that is reached by a tail call has the slot of the one that called it,
         // which is not left: this one will return to where that one would have.
-        cmp_load64(code, Reg::Rbp, last!(slot))?;
-        jcc(code, Condition::NotEqual, abandoned)?;
+        jcc(code, Condition::NotEqual, left)?;
         match self.form {
             Form::Thunk { .. } => {
-                mov_load64(code, Reg::R10, CALLER)?;
-                sub_imm(code, Reg::R10, ENTER_TO_EXIT)?;
-                cmp_load64(code, Reg::R10, last!(through))?;
+                mov_load64(code, Reg::Rax, CALLER)?;
+                sub_imm(code, Reg::Rax, ENTER_TO_EXIT)?;
+                cmp_load64(code, Reg::Rax, through!(LAST))?;
             }
             Form::Swap { stub, .. } => {
-                lea_rip(code, Reg::R10, stub)?;
-                cmp_load64(code, Reg::R10, CALLER)?;
+                lea_rip(code, Reg::Rax, stub)?;
+                cmp_load64(code, Reg::Rax, CALLER)?;
             }
         }
-        jcc(code, Condition::NotEqual, abandoned)?;
+        self.load_side_stack(code)?;
+        jcc(code, Condition::NotEqual, left)?;
         self.hardening.jump(code, resume.live)?;
+        Ok(((from, until), stale))
+    }
 
-        let no_side_stack = match self.side_stack.make {
-            None => unhooked,
-            Some(make) => {
-                let at = code.here();
-                push(code, Reg::R11)?;
-                for argument in ARGUMENTS {
-                    push(code, argument)?;
-                }
-                align_stack(code, make.vectors)?;
-                save_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
-                self.hardening.call_anywhere(code, make.target, false)?;
-                restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
-                forget_return_address(code)?;
-                let pushed = 8 * (1 + ARGUMENTS.len() as i32);
-                lea(code, Reg::Rsp, Mem::at(SAVED.base, SAVED.disp - pushed))?;
-                for argument in ARGUMENTS.into_iter().rev() {
-                    pop(code, argument)?;
-                }
-                pop(code, Reg::R11)?;
-                test_reg(code, Reg::Rax, Reg::Rax)?;
-                jcc(code, Condition::Equal, unhooked)?;
-                self.hardening.jump(code, resume.again)?;
-                at
-            }
+    /// Emits what makes a side stack, and goes on with it or at `unhooked`. Gives between which
+    /// places it has a stack frame of its own.
+    fn make(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        unhooked: u64,
+        resume: Resume,
+    ) -> Result<(u64, u64), EncodeError> {
+        let Some(make) = self.side_stack.make else {
+            return Ok((unhooked, unhooked));
         };
-        let skip = code.here();
-        let mut skip_until = skip;
-        if !self.form.modify().is_empty() {
-            forget_return_address(code)?;
-            mov_reg_reg(code, Reg::R11, Reg::Rax)?;
-            lea(code, Reg::Rsp, SAVED)?;
-            if !self.hardening.returns_flags() {
-                mov_load64(code, Reg::R10, RETURN)?;
-                lea(code, Reg::R10, Mem::at(Reg::R10, ENTER_TO_EXIT))?;
-                // What the thunk would have taken off the stack.
-                mov_store64(code, CALLER, Reg::R10)?;
-            }
-            restore_working(code)?;
-            skip_until = code.here().wrapping_sub(AFTER_RBX);
-            mov_reg_reg(code, Reg::Rax, Reg::R11)?;
-            // Sets zero and clears the carry.
-            xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
-            if !self.hardening.returns_flags() {
-                lea(code, Reg::Rsp, Mem::at(Reg::Rsp, 8))?;
-            }
-            self.hardening.body_end(code)?;
+        let start = code.here();
+        push(code, Reg::Rbp)?;
+        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
+        push(code, Reg::R11)?;
+        for argument in ARGUMENTS {
+            push(code, argument)?;
         }
-        Ok(Aside { no_side_stack, unhooked_until, full, stale, skip, skip_until })
+        align_stack(code, make.vectors)?;
+        save_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
+        self.hardening.call_anywhere(code, make.target, false)?;
+        restore_vectors(code, make.vectors, VECTOR_ARGUMENTS)?;
+        forget_return_address(code)?;
+        lea(code, Reg::Rsp, Mem::at(Reg::Rbp, -8 * (1 + ARGUMENTS.len() as i32)))?;
+        for argument in ARGUMENTS.into_iter().rev() {
+            pop(code, argument)?;
+        }
+        pop(code, Reg::R11)?;
+        pop(code, Reg::Rbp)?;
+        let until = code.here();
+        test_reg(code, Reg::Rax, Reg::Rax)?;
+        jcc(code, Condition::Equal, unhooked)?;
+        self.hardening.jump(code, resume.again)?;
+        Ok((start, until))
+    }
+
+    /// Emits what skips the function. Gives up to where `rbp` is in the frame.
+    fn skip(&self, code: &mut CodeBuffer<'_>) -> Result<u64, EncodeError> {
+        forget_return_address(code)?;
+        mov_reg_reg(code, Reg::R11, Reg::Rax)?;
+        mov_load64(code, Reg::Rsp, FRAME_SLOT)?;
+        if !self.hardening.returns_flags() {
+            mov_load64(code, Reg::R10, RETURN)?;
+            lea(code, Reg::R10, Mem::at(Reg::R10, ENTER_TO_EXIT))?;
+            // What the thunk would have taken off the stack.
+            mov_store64(code, CALLER, Reg::R10)?;
+        }
+        mov_load64(code, Reg::Rbp, field!(FRAME, link))?;
+        let until = code.here();
+        restore_working(code)?;
+        mov_reg_reg(code, Reg::Rax, Reg::R11)?;
+        // Sets zero and clears the carry.
+        xor_reg32(code, Reg::Rdx, Reg::Rdx)?;
+        if !self.hardening.returns_flags() {
+            lea(code, Reg::Rsp, Mem::at(Reg::Rsp, 8))?;
+        }
+        self.hardening.body_end(code)?;
+        Ok(until)
     }
 }
 
@@ -413,5 +480,5 @@ fn restore_working(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     for register in WORKING.into_iter().rev() {
         pop(code, register)?;
     }
-    pop(code, Reg::Rbp)
+    Ok(())
 }

@@ -113,7 +113,7 @@ impl EntryBody<'_> {
             if position > 0 {
                 mov_load32(code, Reg::Rax, at!(index))?;
             }
-            call_program(code, hardening, program, CONTEXT)?;
+            call_program(code, hardening, program, CONTEXT, CONTEXT)?;
         }
         restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
         forget_return_address(code)?;

@@ -1,14 +1,12 @@
 //! Entry and exit with all state on the ordinary stack.
 
 use super::branch::Hardening;
-use super::call_frame::{
-    clear_sessions, frame, keep_arguments, keep_index, load_function, run_entries, run_exits,
-};
+use super::call_frame::{Programs, field, load_function};
 use super::calls::{check_sessions, forget_return_address};
-use super::exit_thunk::{Bodies, ENTER_TO_EXIT, Kept};
+use super::exit_thunk::{Bodies, ENTER_TO_EXIT};
 use super::leave::{Part, align};
-use super::side_stack::FRAME_SIZE;
-use super::unwind::Marks;
+use super::side_stack::{FRAME_SIZE, SLOT_ABOVE};
+use super::unwind::{Kind, Marks};
 use crate::emit::{CookiePlace, EmitError, ProgramCall, SESSIONS, Vectors};
 use crate::encode::x86_64::{
     Mem, Reg, lea, mov_load64, mov_reg_reg, mov_store64, pop, push, test_reg, xor_reg32,
@@ -59,8 +57,10 @@ pub struct FrameBodies<'a> {
 const RBX: Mem = Mem::at(Reg::Rbp, -8);
 /// The slot.
 const CALLER: Mem = Mem::at(Reg::Rbp, 8);
-/// What the context holds of its place: three words below the arguments on the stack.
-const PLACE: Mem = Mem::at(Reg::Rbp, -8);
+/// What the context holds of it.
+const PLACE: Mem = CALLER.plus(-SLOT_ABOVE);
+/// The exit context.
+const FRAME: Mem = Mem::at(Reg::Rbx, 0);
 /// From `rbp` to the first argument on the stack.
 const STACK_ARGUMENTS: i32 = 16;
 
@@ -114,15 +114,7 @@ impl FrameBodies<'_> {
         let start = code.here();
         let exit = self.leave(code, hardening)?;
         let (enter, skip_until) = self.enter(code, hardening)?;
-        Ok(Marks {
-            start,
-            exit,
-            enter,
-            unhooked_until: exit.end,
-            unhooked_end: exit.end,
-            skip_until,
-            kept: Kept::OnStack,
-        })
+        Ok(Marks { start, exit, enter, kind: Kind::Frame { skip_until } })
     }
 
     /// Bytes from the stack pointer that the origin's thunk has to the exit context.
@@ -131,6 +123,11 @@ impl FrameBodies<'_> {
         // been aligned to that: 25 words are between them besides.
         let words = i32::from(self.stack_arguments);
         8 * (words | if words < 4 { 1 } else { 7 })
+    }
+
+    const fn programs<'a>(&'a self, hardening: &'a Hardening) -> Programs<'a> {
+        let &Self { vectors, entries, modify, exits, .. } = self;
+        Programs { hardening, vectors, frame: FRAME, entries, modify, exits }
     }
 
     fn enter(
@@ -147,12 +144,12 @@ impl FrameBodies<'_> {
         mov_store64(code, Mem::at(Reg::Rsp, 8), Reg::Rbp)?;
         lea(code, Reg::Rbp, Mem::at(Reg::Rsp, 8))?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rsp, -FRAME_SIZE))?;
-        mov_store64(code, frame!(Reg::Rsp, through), Reg::Rbx)?;
+        mov_store64(code, field!(Mem::at(Reg::Rsp, 0), link), Reg::Rbx)?;
         mov_reg_reg(code, Reg::Rbx, Reg::Rsp)?;
-        self.fill(code)?;
+        self.fill(code, hardening)?;
         let found = code.here();
         if !self.entries.is_empty() || !self.modify.is_empty() {
-            run_entries(code, hardening, self.vectors, self.entries, self.modify, skip)?;
+            self.programs(hardening).run_entries(code, skip)?;
         }
         lea(
             code,
@@ -163,10 +160,10 @@ impl FrameBodies<'_> {
             mov_load64(code, Reg::R11, Mem::at(Reg::Rbp, STACK_ARGUMENTS + 8 * number))?;
             push(code, Reg::R11)?;
         }
-        mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
+        mov_load64(code, Reg::R11, field!(FRAME, link))?;
         push(code, Reg::R11)?;
-        mov_load64(code, Reg::Rax, frame!(Reg::Rbx, rax))?;
-        mov_load64(code, Reg::R10, frame!(Reg::Rbx, rdx))?;
+        mov_load64(code, Reg::Rax, field!(FRAME, rax))?;
+        mov_load64(code, Reg::R10, field!(FRAME, rdx))?;
         mov_load64(code, Reg::Rbx, RBX)?;
         let until = code.here();
         if hardening.returns_flags() {
@@ -179,18 +176,19 @@ impl FrameBodies<'_> {
     }
 
     /// Fills the context at `rbx`. `rax` and `r10` stand where the exit's `rax` and `rdx` will.
-    fn fill(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-        keep_arguments(code)?;
-        mov_store64(code, frame!(Reg::Rbx, rax), Reg::Rax)?;
-        mov_store64(code, frame!(Reg::Rbx, rdx), Reg::R10)?;
-        keep_index(code, self.vectors)?;
+    fn fill(&self, code: &mut CodeBuffer<'_>, hardening: &Hardening) -> Result<(), EncodeError> {
+        let programs = self.programs(hardening);
+        programs.keep_arguments(code)?;
+        mov_store64(code, field!(FRAME, rax), Reg::Rax)?;
+        mov_store64(code, field!(FRAME, rdx), Reg::R10)?;
+        programs.keep_index(code)?;
         load_function(code, self.functions)?;
-        mov_store64(code, frame!(Reg::Rbx, function), Reg::R10)?;
+        mov_store64(code, field!(FRAME, function), Reg::R10)?;
         lea(code, Reg::R10, PLACE)?;
-        mov_store64(code, frame!(Reg::Rbx, slot), Reg::R10)?;
+        mov_store64(code, field!(FRAME, slot), Reg::R10)?;
         mov_load64(code, Reg::R10, CALLER)?;
-        mov_store64(code, frame!(Reg::Rbx, caller), Reg::R10)?;
-        clear_sessions(code, self.entries, self.exits)
+        mov_store64(code, field!(FRAME, caller), Reg::R10)?;
+        programs.clear_sessions(code)
     }
 
     /// Emits what a program's result, in `rax`, goes on at where it is what the function returns.
@@ -206,7 +204,7 @@ impl FrameBodies<'_> {
         }
         forget_return_address(code)?;
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, -self.below_frame()))?;
-        mov_load64(code, Reg::R11, frame!(Reg::Rbx, through))?;
+        mov_load64(code, Reg::R11, field!(FRAME, link))?;
         if !hardening.returns_flags() {
             lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_EXIT))?;
         }
@@ -224,7 +222,10 @@ impl FrameBodies<'_> {
         let start = code.here();
         lea(code, Reg::Rbx, Mem::at(Reg::Rsp, self.below_frame()))?;
         let found = code.here();
-        run_exits(code, hardening, self.vectors, self.exits)?;
+        if !self.exits.is_empty() {
+            mov_reg_reg(code, Reg::Rsp, Reg::Rbx)?;
+            self.programs(hardening).run_exits(code)?;
+        }
         lea(code, Reg::Rsp, Mem::at(Reg::Rbx, FRAME_SIZE))?;
         pop(code, Reg::Rbx)?;
         let until = code.here();

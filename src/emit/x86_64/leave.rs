@@ -1,12 +1,12 @@
 //! What runs when a hooked function returns.
 
 use super::branch::Hardening;
-use super::call_frame::{frame, free_frame, run_exits};
-use super::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
+use super::call_frame::{Programs, field, unless};
+use super::side_stack::{FRAME, FRAME_SIZE, FRAME_SLOT, SLOT_ABOVE, control};
 use crate::emit::{ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, cmp_load64, inc_mem64, int3, jcc, jmp_reg, mov_load64, mov_load64_fs,
-    mov_reg_reg, mov_store64, pop, push, sub_imm,
+    Condition, Mem, Reg, add_imm, cmp_load64, cmpxchg64, inc_mem64, int3, jcc, jmp_reg, lea,
+    mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -23,7 +23,7 @@ pub(super) enum Return {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     pub start: u64,
-    /// From here on `rbx` is the call's frame, which is complete.
+    /// From here on the register that programs find the frame by leads to it, and it is complete.
     pub found: u64,
     /// Up to here.
     pub until: u64,
@@ -45,9 +45,14 @@ pub(super) struct Leave<'a> {
     pub back: Return,
 }
 
-/// The slot that the caller's return address was in, and will be again: `rbp` is as far below
-/// it as it was in the body that ran before the function, and finds the frame.
-const SLOT: Mem = Mem::at(Reg::Rbp, SLOT_ABOVE);
+/// From above the slot to where the body has its stack pointer when it looks for the frame: that
+/// of the body which ran before the function, and which the frame has.
+const TO_FRAME_SLOT: i32 = SLOT_ABOVE + 8;
+/// The slot that the caller's return address was in, and will be again.
+const SLOT: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE);
+/// The caller's `rbp`, where the call of the body before has left its return address: that one
+/// says that a thread is in here, and is to go.
+const RBP: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE - 8);
 
 impl Leave<'_> {
     /// Emits the body.
@@ -73,33 +78,40 @@ impl Leave<'_> {
     fn begin(&self, code: &mut CodeBuffer<'_>, search: u64) -> Result<u64, EncodeError> {
         align(code)?;
         let start = code.here();
-        sub_imm(code, Reg::Rsp, 8)?;
-        push(code, Reg::Rbx)?;
-        push(code, Reg::Rbp)?;
-        mov_reg_reg(code, Reg::Rbp, Reg::Rsp)?;
-        mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
-        mov_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::TOP))?;
-        sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-        cmp_load64(code, Reg::Rbp, frame!(Reg::Rbx, slot))?;
+        sub_imm(code, Reg::Rsp, TO_FRAME_SLOT)?;
+        mov_store64(code, RBP, Reg::Rbp)?;
+        self.load_side_stack(code)?;
+        load_last(code)?;
+        cmp_load64(code, Reg::Rsp, FRAME_SLOT)?;
         jcc(code, Condition::NotEqual, search)?;
         Ok(start)
     }
 
-    /// Runs the programs on the frame in `rbx` and returns to the caller. Gives where the frame
-    /// is given up, and where it returns.
+    fn load_side_stack(&self, code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+        mov_load64_fs(code, Reg::Rcx, self.thread_offset)
+    }
+
+    /// Runs the programs on the frame and returns to the caller. Gives up to where `rbp` is in the
+    /// frame, and where it returns.
     fn run(&self, code: &mut CodeBuffer<'_>) -> Result<(u64, u64), EncodeError> {
-        mov_load64(code, Reg::R11, frame!(Reg::Rbx, caller))?;
+        mov_load64(code, Reg::R11, field!(FRAME, caller))?;
         mov_store64(code, SLOT, Reg::R11)?;
-        run_exits(code, self.hardening, self.vectors, self.calls)?;
-        mov_load64_fs(code, Reg::Rcx, self.thread_offset)?;
-        // A signal handler may come between these two: a free frame below the top does no
-        // harm, but a frame above it is the handler's.
+        let programs = Programs {
+            hardening: self.hardening,
+            vectors: self.vectors,
+            frame: FRAME,
+            entries: &[],
+            modify: &[],
+            exits: self.calls,
+        };
+        programs.run_exits(code)?;
+        self.load_side_stack(code)?;
+        mov_load64(code, Reg::Rsp, FRAME_SLOT)?;
         let until = code.here();
-        free_frame(code, Reg::Rbx)?;
-        mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
-        mov_reg_reg(code, Reg::Rsp, Reg::Rbp)?;
-        pop(code, Reg::Rbp)?;
-        pop(code, Reg::Rbx)?;
+        // From here on the frame is a signal handler's.
+        mov_store64(code, Mem::at(Reg::Rcx, control::TOP), Reg::Rbp)?;
+        mov_load64(code, Reg::Rbp, RBP)?;
+        add_imm(code, Reg::Rsp, SLOT_ABOVE)?;
         let returns = code.here();
         match self.back {
             Return::Ret => self.hardening.body_end(code)?,
@@ -113,8 +125,14 @@ impl Leave<'_> {
     }
 }
 
-/// Drops frames until the one whose slot is above `rbp`, and goes on at `found` with it in `rbx`.
-/// Expects the last frame in `rbx` and the side stack in `rcx`. Returns where it begins.
+/// Lets `rbp` point at the link of the last frame of the side stack at `rcx`.
+fn load_last(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
+    mov_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::TOP))?;
+    sub_imm(code, Reg::Rbp, FRAME_SIZE)
+}
+
+/// Drops frames until the one that has the stack pointer, and goes on at `found` with it. Expects
+/// the side stack in `rcx`, and its last frame, which is another. Returns where it begins.
 fn search(
     code: &mut CodeBuffer<'_>,
     hardening: &Hardening,
@@ -125,13 +143,18 @@ fn search(
     let lost = code.here();
     int3(code)?;
     let again = code.here();
-    cmp_load64(code, Reg::Rbx, Mem::at(Reg::Rcx, field::BASE))?;
+    cmp_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::BASE))?;
     jcc(code, Condition::Below, lost)?;
-    free_frame(code, Reg::Rbx)?;
-    mov_store64(code, Mem::at(Reg::Rcx, field::TOP), Reg::Rbx)?;
-    inc_mem64(code, Mem::at(Reg::Rcx, field::ABANDONED))?;
-    sub_imm(code, Reg::Rbx, FRAME_SIZE)?;
-    cmp_load64(code, Reg::Rbp, frame!(Reg::Rbx, slot))?;
+    // A signal handler may have dropped the same frame, and others.
+    mov_reg_reg(code, Reg::R8, Reg::Rax)?;
+    lea(code, Reg::Rax, Mem::at(Reg::Rbp, FRAME_SIZE))?;
+    cmpxchg64(code, Mem::at(Reg::Rcx, control::TOP), Reg::Rbp)?;
+    mov_reg_reg(code, Reg::Rax, Reg::R8)?;
+    unless(code, Condition::NotEqual, |code| {
+        inc_mem64(code, Mem::at(Reg::Rcx, control::ABANDONED))
+    })?;
+    load_last(code)?;
+    cmp_load64(code, Reg::Rsp, FRAME_SLOT)?;
     jcc(code, Condition::NotEqual, again)?;
     hardening.jump(code, found)?;
     Ok(again)

@@ -5,27 +5,37 @@ use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 
+use super::call_frame::field;
 use crate::emit::{ExitContext, SESSIONS, Vectors};
+use crate::encode::x86_64::{Mem, Reg};
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Bytes of one frame.
 pub(super) const FRAME_SIZE: i32 = size_of::<ExitContext>() as i32;
 
-/// Bytes from what a frame holds of its slot to the slot: the bodies compare their `rbp`,
-/// between which and the slot there are two words.
-pub(super) const SLOT_ABOVE: i32 = 16;
+/// Bytes from what a frame holds of its slot to the slot: the bodies compare their `rsp`,
+/// between which and the slot there are three words.
+pub(super) const SLOT_ABOVE: i32 = 24;
 
-/// What the slot of a frame that nobody uses any more holds. No stack ends there, so that such
-/// a frame never seems to be one that was left behind. One that was never used holds zero.
-const FREE: u64 = u64::MAX;
+/// Bytes from a frame to its link, which stands for it: `rbp` points there while the bodies run
+/// programs on it, as a frame pointer does, at the caller's `rbp` and its return address.
+pub(super) const LINK: i32 = offset_of!(ExitContext, link) as i32;
+/// The frame, where `rbp` points at its link.
+pub(super) const FRAME: Mem = Mem::at(Reg::Rbp, -LINK);
+/// What the frame holds of its slot.
+pub(super) const FRAME_SLOT: Mem = field!(FRAME, slot);
+static_assertions::const_assert_eq!(offset_of!(ExitContext, caller) as i32, LINK + 8);
+
+/// The slot that the frame below the first one has: that of nobody who was left behind.
+const ABOVE_ALL: u64 = u64::MAX;
 
 /// One thread's side stack: this control block, and its frames behind it.
 ///
 /// | offset | size | field |
 /// |---|---|---|
-/// | 0 | 8 | address of the next free frame |
-/// | 8 | 8 | address behind the last frame |
-/// | 16 | 8 | address of the first frame |
+/// | 0 | 8 | address of the link of the next free frame: of its word at 96 |
+/// | 8 | 8 | that of a frame behind the last |
+/// | 16 | 8 | that of the first frame |
 /// | 24 | 8 | calls that ran unhooked because no frame was free |
 /// | 32 | 8 | frames that were left without a return, and dropped |
 /// | 40 | 8 | unused |
@@ -37,9 +47,9 @@ const FREE: u64 = u64::MAX;
 /// # Signals
 /// Emitted code may be interrupted anywhere by a handler that calls hooked functions on the
 /// same stack. It leaves every frame that is in use as it was, and drops only frames that
-/// were left behind: a frame is taken before it is filled, the slot of a free frame holds a
-/// value that is never taken for one left behind, and what may have been dropped meanwhile is
-/// looked at again.
+/// were left behind: those whose slots are at or below its own. So a frame's slot is written
+/// before the frame is taken, and looked at afterwards. If a handler has used the frame in
+/// between, the slot is written again; if another has then dropped it, it is taken again.
 ///
 /// # One stack
 /// A frame whose slot is at or below that of a function being entered was left without a
@@ -60,7 +70,7 @@ pub struct SideStack {
 }
 
 /// Offsets of the control block's fields, for emitted code.
-pub(super) mod field {
+pub(super) mod control {
     use super::{SideStack, offset_of};
 
     pub const TOP: i32 = offset_of!(SideStack, top) as i32;
@@ -71,11 +81,11 @@ pub(super) mod field {
 }
 
 static_assertions::const_assert_eq!(size_of::<SideStack>(), 224);
-static_assertions::const_assert_eq!(field::TOP, 0);
-static_assertions::const_assert_eq!(field::END, 8);
-static_assertions::const_assert_eq!(field::BASE, 16);
-static_assertions::const_assert_eq!(field::OVERFLOWED, 24);
-static_assertions::const_assert_eq!(field::ABANDONED, 32);
+static_assertions::const_assert_eq!(control::TOP, 0);
+static_assertions::const_assert_eq!(control::END, 8);
+static_assertions::const_assert_eq!(control::BASE, 16);
+static_assertions::const_assert_eq!(control::OVERFLOWED, 24);
+static_assertions::const_assert_eq!(control::ABANDONED, 32);
 static_assertions::const_assert_eq!(offset_of!(SideStack, below), 48);
 
 /// Why memory did not become a side stack.
@@ -144,12 +154,15 @@ impl SideStack {
         let base = unsafe { side_stack.add(1) }.cast::<ExitContext>();
         // SAFETY: all `frames` fit into the memory (computed above).
         let end = unsafe { base.add(frames) };
+        let link = |frame: NonNull<ExitContext>| {
+            AtomicU64::new(frame.as_ptr().expose_provenance() as u64 + LINK as u64)
+        };
         // SAFETY: `size_of::<Self>()` bytes of the memory, aligned (checked above).
         unsafe {
             side_stack.write(Self {
-                top: AtomicU64::new(base.as_ptr().expose_provenance() as u64),
-                end: AtomicU64::new(end.as_ptr() as u64),
-                base: AtomicU64::new(base.as_ptr() as u64),
+                top: link(base),
+                end: link(end),
+                base: link(base),
                 overflowed: AtomicU64::new(0),
                 abandoned: AtomicU64::new(0),
                 unused: 0,
@@ -164,15 +177,8 @@ impl SideStack {
     /// # Safety
     /// The thread that it belonged to has ended.
     pub unsafe fn reset(&self) {
-        let (base, top) = (self.base.load(Relaxed), self.top.load(Relaxed));
-        for number in 0..self.depth() {
-            let frame = base.wrapping_add(number * size_of::<ExitContext>() as u64);
-            let frame = core::ptr::with_exposed_provenance_mut::<ExitContext>(frame as usize);
-            // SAFETY: one of the frames below the top, which nobody uses any more (contract).
-            unsafe { (*frame).slot = FREE };
-        }
         self.abandoned.fetch_add(self.depth(), Relaxed);
-        self.top.store(base.min(top), Relaxed);
+        self.top.store(self.base.load(Relaxed), Relaxed);
     }
 
     /// Frames in use: hooked functions that the thread is in, and frames left behind that no
@@ -197,6 +203,7 @@ impl SideStack {
     }
 }
 
+/// The frame below the first one.
 const UNUSED: ExitContext = ExitContext {
     args: [0; 6],
     rax: 0,
@@ -205,8 +212,8 @@ const UNUSED: ExitContext = ExitContext {
     state: 0,
     function: 0,
     vectors: 0,
-    slot: FREE,
-    through: 0,
+    slot: ABOVE_ALL,
+    link: 0,
     caller: 0,
     sessions: [0; SESSIONS as usize],
 };

@@ -57,7 +57,7 @@ impl SwapBodies<'_> {
             back: Return::Jump,
         }
         .emit(code)?;
-        let (enter, _) = Enter {
+        let (enter, ..) = Enter {
             hardening: &Hardening::NONE,
             form: Form::Swap {
                 index: self.index,

@@ -104,6 +104,12 @@ impl Mem {
         Self { base, index: None, disp }
     }
 
+    /// The operand `bytes` further on; the displacement wraps around at the ends of its range.
+    #[must_use]
+    pub const fn plus(self, bytes: i32) -> Self {
+        Self { disp: self.disp.wrapping_add(bytes), ..self }
+    }
+
     /// This operand with `index * scale` added, in place of an index it may have had.
     ///
     /// With `rsp` as the index, encoding the operand is

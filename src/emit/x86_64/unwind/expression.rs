@@ -5,12 +5,13 @@ use core::ops::RangeInclusive;
 
 use super::register::RETURN_ADDRESS;
 use crate::emit::ExitContext;
-use crate::emit::x86_64::side_stack::{FRAME_SIZE, SLOT_ABOVE, field};
+use crate::emit::x86_64::side_stack::{FRAME_SIZE, LINK, SLOT_ABOVE, control};
 
 /// Bytes of the longest expression.
 const MAX: usize = 192;
 
 /// `DW_OP` operations. `LIT` and `BREG` have an operand added.
+const CONST1U: u8 = 0x08;
 const CONST2U: u8 = 0x0a;
 const CONST8U: u8 = 0x0e;
 const DEREF: u8 = 0x06;
@@ -111,9 +112,9 @@ impl Expression {
         self.add(&[PLUS_UCONST, number]);
     }
 
-    /// Subtracts a number below 32.
+    /// Subtracts a number.
     pub(super) fn minus(&mut self, number: u8) {
-        self.add(&[LIT + number, MINUS]);
+        self.add(&[CONST1U, number, MINUS]);
     }
 
     pub(super) fn round_down_to_word(&mut self) {
@@ -131,15 +132,15 @@ impl Expression {
     /// Of a caller's stack pointer makes the return address that a side stack has for it, or 0
     /// if none has.
     ///
-    /// Slots get smaller from frame to frame; those of free frames are the smallest, as signed
-    /// numbers. Of frames with one slot, which a tail call makes, the first has the return
+    /// Slots get smaller from frame to frame. Of frames with one slot, which a tail call makes, the first has the return
     /// address; it is found by halving.
     pub(super) fn find_caller(&mut self, list: &SideStackList) {
-        const SLOT: u8 = offset_of!(ExitContext, slot) as u8;
-        const CALLER: u8 = offset_of!(ExitContext, caller) as u8;
-        const { assert!(SLOT < 0x80 && CALLER < 0x80, "each is one byte of LEB128") };
-        const BASE: u8 = field::BASE as u8;
-        const TOP: u8 = field::TOP as u8;
+        // From a frame's link.
+        const SLOT_BELOW: u8 = LINK as u8 - offset_of!(ExitContext, slot) as u8;
+        const CALLER: u8 = offset_of!(ExitContext, caller) as u8 - LINK as u8;
+        const { assert!(SLOT_BELOW < 32 && CALLER < 0x80, "operands of one byte") };
+        const BASE: u8 = control::BASE as u8;
+        const TOP: u8 = control::TOP as u8;
         // libgcc (12.2) picks any element but the lowest: so that is one that nobody needs.
         self.add(&[DUP]);
         // What a frame has of its slot.
@@ -166,7 +167,7 @@ impl Expression {
         self.add(&[DIV]);
         self.number(FRAME_SIZE as u16);
         self.add(&[MUL, PICK, 2, PLUS]); // ..., low, high, middle
-        self.add(&[DUP, PLUS_UCONST, SLOT, DEREF, PICK, 6, GT]);
+        self.add(&[DUP, LIT + SLOT_BELOW, MINUS, DEREF, PICK, 6, GT]);
         let above = self.branch(BRA);
         self.add(&[SWAP, DROP]);
         self.back(halve);
@@ -179,7 +180,7 @@ impl Expression {
         self.add(&[DROP, SWAP, PLUS_UCONST, TOP, DEREF]);
         self.add(&[OVER, GT, LIT, EQ]);
         let at_top = self.branch(BRA); // slot, element, frame
-        self.add(&[DUP, PLUS_UCONST, SLOT, DEREF, PICK, 3, NE]);
+        self.add(&[DUP, LIT + SLOT_BELOW, MINUS, DEREF, PICK, 3, NE]);
         let another = self.branch(BRA);
         self.add(&[PLUS_UCONST, CALLER, DEREF]);
         let end = self.branch(SKIP);

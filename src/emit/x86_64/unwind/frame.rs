@@ -37,9 +37,9 @@ pub(super) fn exit_thunks(rows: &mut Rows<'_>) {
 }
 
 /// The FDEs of the bodies.
-pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks) {
+pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, skip_until: u64) {
     let (exit, enter) = (&marks.exit, &marks.enter);
-    let function = hooked_function();
+    let function = hooked_function(RBX, 0);
 
     // Filling.
     table.jumps(marks.start..exit.start);
@@ -65,7 +65,7 @@ pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks) {
     let mut rows = table.of(exit.end..enter.start);
     in_body(&mut rows);
     rows.return_address_is(&function);
-    rows.at(marks.skip_until);
+    rows.at(skip_until);
     to_thunk(&mut rows);
     rows.end();
 

@@ -30,12 +30,13 @@ mod table;
 use core::mem::offset_of;
 
 use super::branch::Hardening;
+use super::enter::Aside;
 use super::exit_thunk::{Bodies, Kept};
 use super::leave::Part;
 use crate::emit::ExitContext;
 use expression::Expression;
 pub use expression::SideStackList;
-use register::{RBP, RBX, RSP};
+use register::{RBP, RSP};
 pub use table::UnwindTable;
 
 /// Bytes from the slot of the return address to the value of `rsp` in the caller.
@@ -101,20 +102,22 @@ impl UnwindTable {
     pub fn of_bodies(image: u64, marks: &Marks, side_stacks: &SideStackList) -> Self {
         let mut table = Self::new();
         table.jumps(image..marks.start);
-        match marks.kept {
-            Kept::OnSideStack => side_stack::bodies(&mut table, marks, side_stacks),
-            Kept::OnStack => frame::bodies(&mut table, marks),
+        match marks.kind {
+            Kind::SideStack { framed, aside } => {
+                side_stack::bodies(&mut table, marks, framed, &aside, side_stacks);
+            }
+            Kind::Frame { skip_until } => frame::bodies(&mut table, marks, skip_until),
         }
         table.end();
         table
     }
 }
 
-/// An address in the hooked function, whose frame is at `rbx`, as it is at its entry: what is
-/// called from there is called by it.
-fn hooked_function() -> Expression {
+/// An address in the hooked function, as it is at its entry: what is called from there is called
+/// by it. `register` points `into` so many bytes of its frame.
+fn hooked_function(register: u8, into: i32) -> Expression {
     let mut function = Expression::new();
-    function.load_at(RBX, offset_of!(ExitContext, function) as i32);
+    function.load_at(register, offset_of!(ExitContext, function) as i32 - into);
     function.plus(1);
     function
 }
@@ -125,20 +128,32 @@ pub struct Marks {
     pub(super) start: u64,
     pub(super) exit: Part,
     pub(super) enter: Part,
-    /// Up to here `rbx` is the body's in what a side stack's calls go on at that run unhooked,
-    /// behind the exit body.
-    pub(super) unhooked_until: u64,
-    /// Behind that.
-    pub(super) unhooked_end: u64,
-    /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
-    pub(super) skip_until: u64,
-    pub(super) kept: Kept,
+    pub(super) kind: Kind,
+}
+
+/// What differs between the bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    SideStack {
+        /// From here on in the enter body, `rbp` is in the frame.
+        framed: u64,
+        /// What stands between the bodies.
+        aside: Aside,
+    },
+    Frame {
+        /// Up to here in what skips the origin, before the enter body, `rbx` is the frame.
+        skip_until: u64,
+    },
 }
 
 impl Marks {
     /// The bodies.
     #[must_use]
     pub const fn bodies(&self) -> Bodies {
-        Bodies { enter: self.enter.start, exit: self.exit.start, kept: self.kept }
+        let kept = match self.kind {
+            Kind::SideStack { .. } => Kept::OnSideStack,
+            Kind::Frame { .. } => Kept::OnStack,
+        };
+        Bodies { enter: self.enter.start, exit: self.exit.start, kept }
     }
 }

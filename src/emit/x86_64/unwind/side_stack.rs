@@ -1,11 +1,12 @@
 //! Side-stack bodies and their thunks.
 
 use super::expression::{Expression, SideStackList};
-use super::register::{RBP, RBX, RSP};
+use super::register::{RBP, RSP};
 use super::table::{Rows, UnwindTable};
 use super::{Marks, SLOT, hooked_function};
+use crate::emit::x86_64::enter::Aside;
 use crate::emit::x86_64::exit_thunk::{EXIT_THUNK_SIZE, MOVED};
-use crate::emit::x86_64::side_stack::SLOT_ABOVE;
+use crate::emit::x86_64::side_stack::{FRAME_SLOT, LINK, SLOT_ABOVE};
 
 /// What a thunk's CFA is above the caller's stack pointer, while the caller's return address is
 /// on the side stack. By its callee's CFA an unwinder tells a frame from others, and that of
@@ -39,99 +40,128 @@ pub(super) fn exit_thunks(rows: &mut Rows<'_>, side_stacks: &SideStackList) {
 }
 
 /// The FDEs of the bodies.
-pub(super) fn bodies(table: &mut UnwindTable, marks: &Marks, side_stacks: &SideStackList) {
+pub(super) fn bodies(
+    table: &mut UnwindTable,
+    marks: &Marks,
+    framed: u64,
+    aside: &Aside,
+    side_stacks: &SideStackList,
+) {
     let (exit, enter) = (&marks.exit, &marks.enter);
     let mut by_slot = Expression::new();
     by_slot.find_caller(side_stacks);
-    let function = hooked_function();
 
     // The search for the frame of a function that others were left in.
     let mut rows = table.of(marks.start..exit.start);
-    in_leave_body(&mut rows);
+    rows.cfa(RSP, 32);
+    rows.saved(RBP, 16);
     rows.return_address_is(&by_slot);
     rows.end();
 
     let mut rows = table.of(exit.start..exit.end);
     rows.cfa(RSP, 0);
     rows.return_address_is(&by_slot);
-    // sub rsp, 8; push rbx; push rbp; mov rbp, rsp
+    // sub rsp, 32; mov [rsp + 16], rbp
     rows.advance(4);
-    rows.cfa(RSP, 8);
-    rows.advance(1);
-    rows.cfa(RSP, 16);
-    rows.saved(RBX, 16);
-    rows.advance(1);
-    rows.cfa(RSP, 24);
-    rows.saved(RBP, 24);
-    rows.advance(3);
-    rows.cfa(RBP, 24);
-    // The slot is below the stack pointer, as it is at a function's entry.
-    rows.at(exit.found);
-    rows.cfa(RBP, SLOT_ABOVE as u8);
-    rows.saved(RBX, 8);
+    rows.cfa(RSP, 32);
+    rows.advance(5);
     rows.saved(RBP, 16);
-    rows.return_address_is(&function);
+    rows.at(exit.found);
+    in_frame(&mut rows);
     rows.at(exit.until);
-    in_leave_body(&mut rows);
+    rows.cfa(RSP, 32);
+    rows.saved(RBP, 16);
     rows.return_address_at(SLOT);
-    // pop rbp; pop rbx
-    rows.at(exit.returns.wrapping_sub(1));
-    rows.cfa(RSP, 16);
+    // add rsp, 24
+    rows.at(exit.returns.wrapping_sub(4));
     rows.same(RBP);
     rows.at(exit.returns);
     rows.cfa(RSP, 8);
-    rows.same(RBX);
     rows.end();
 
-    // What returns to a thunk whose function runs unhooked, and what else seldom runs.
+    // What calls go on at that run unhooked, and what else seldom runs.
     let mut rows = table.of(exit.end..enter.start);
-    in_enter_body(&mut rows);
-    rows.at(marks.unhooked_until);
-    rows.same(RBX);
-    // pop rax; pop rbp; and the return
-    rows.advance(2);
-    returns(&mut rows);
-    rows.at(marks.unhooked_end);
-    in_enter_body(&mut rows);
-    // Where the caller's place is overwritten, for a return thunk, the thunk is seen twice: once
-    // at the place that will be returned to.
-    rows.at(marks.skip_until);
-    rows.same(RBX);
-    rows.advance(2);
-    returns(&mut rows);
+    working(&mut rows);
+    rows.at(aside.unhooked_until);
+    restore_working(&mut rows);
+    rows.at(aside.full);
+    working(&mut rows);
+    rows.at(aside.dropping.0);
+    rows.cfa(RSP, 32);
+    rows.at(aside.dropping.1);
+    working(&mut rows);
+    if aside.making.0 > aside.dropping.1 {
+        rows.at(aside.making.0);
+        // push rbp; mov rbp, rsp
+        rows.advance(1);
+        rows.cfa(RSP, 32);
+        rows.saved(RBP, 32);
+        rows.advance(3);
+        rows.cfa(RBP, 32);
+        rows.at(aside.making.1);
+        working(&mut rows);
+        rows.same(RBP);
+    }
+    if aside.skip_until > aside.skip {
+        rows.at(aside.skip);
+        in_frame(&mut rows);
+        // Where the caller's place is overwritten, for a return thunk, the thunk is seen twice:
+        // once at the place that will be returned to.
+        rows.at(aside.skip_until);
+        to_thunk(&mut rows);
+    }
     rows.end();
 
     let mut rows = table.of(enter.start..enter.end);
-    rows.push_rbp();
-    // push rax; push rbx
+    // push rax; push r10
+    rows.advance(1);
+    rows.cfa(RSP, 16);
     rows.advance(2);
-    in_enter_body(&mut rows);
+    working(&mut rows);
+    rows.at(framed);
+    rows.value_is(RBP, &link());
     rows.at(enter.found);
-    rows.return_address_is(&function);
+    in_frame(&mut rows);
     rows.at(enter.until);
-    rows.same(RBX);
-    rows.return_address_at(SLOT);
-    rows.advance(2);
-    returns(&mut rows);
+    to_thunk(&mut rows);
     rows.end();
 }
 
-/// While `rbp` is the exit body's.
-fn in_leave_body(rows: &mut Rows<'_>) {
-    rows.cfa(RBP, 24);
-    rows.saved(RBX, 16);
-    rows.saved(RBP, 24);
+/// While the enter body looks for a frame.
+fn working(rows: &mut Rows<'_>) {
+    rows.cfa(RSP, 24);
 }
 
-/// While `rbp` is the enter body's, and what it works with is saved.
-fn in_enter_body(rows: &mut Rows<'_>) {
-    rows.cfa(RBP, 16);
-    rows.saved(RBP, 16);
-    rows.saved(RBX, 32);
-}
-
-/// When all is restored.
-fn returns(rows: &mut Rows<'_>) {
+/// At `pop r10; pop rax` and the return.
+fn restore_working(rows: &mut Rows<'_>) {
+    rows.advance(2);
+    rows.cfa(RSP, 16);
+    rows.advance(1);
     rows.cfa(RSP, SLOT);
+}
+
+/// When the enter body has left the frame.
+fn to_thunk(rows: &mut Rows<'_>) {
+    working(rows);
     rows.same(RBP);
+    rows.return_address_at(SLOT);
+    restore_working(rows);
+}
+
+/// While `rbp` is in the frame, and that is complete. The slot is below the hooked function's
+/// stack pointer, as it is at its entry.
+fn in_frame(rows: &mut Rows<'_>) {
+    let mut cfa = Expression::new();
+    cfa.load_at(RBP, FRAME_SLOT.disp);
+    cfa.plus(SLOT_ABOVE as u8);
+    rows.cfa_is(&cfa);
+    rows.value_is(RBP, &link());
+    rows.return_address_is(&hooked_function(RBP, LINK));
+}
+
+/// The caller's `rbp`, while it is in the frame.
+fn link() -> Expression {
+    let mut link = Expression::new();
+    link.load_at(RBP, 0);
+    link
 }

@@ -147,3 +147,8 @@ long drive_far(long n) {
     }
     return far(n);
 }
+F long f_catches_far(long n) {
+    if (setjmp(back)) return n * 10;
+    return far(n);
+}
+long drive_catches_far(long n) { return f_catches_far(n); }

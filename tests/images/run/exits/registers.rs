@@ -134,8 +134,7 @@ impl Case {
             let argument = |number| self.changed(given, number, position);
             let [a, b, c, d, e, f] = core::array::from_fn(argument);
             let [rax, r10, rbp] = [RAX, R10, RBP].map(|register| given.general[register]);
-            // The field that these forms have no use for: a return address of their own.
-            let own = seen.context[12];
+            let own = self.own(given, seen);
             let (width, saved) = saved_vectors(self.vectors, seen);
             let context = if self.form == Form::Called {
                 assert_eq!(seen.address, given.general[RSP] - 104, "the stack arguments follow");
@@ -143,14 +142,24 @@ impl Case {
                 [a, b, c, d, e, f, rax, r10, state, entry, saved, rbp, own, returns_to()]
             } else {
                 let [rax, r10] = [seen.context[6], seen.context[7]];
-                // In the frame form, too, three words below the arguments.
-                let (state, frame) = ((width << 1 | 1) << 32, given.general[RSP] - 16);
+                // In the frame form, too, four words below the arguments.
+                let (state, frame) = ((width << 1 | 1) << 32, given.general[RSP] - 24);
                 [a, b, c, d, e, f, rax, r10, state, entry, saved, frame, own, returns_to()]
             };
             assert_eq!(seen.context, context, "entry program {position}");
             assert_eq!((seen.cookie, seen.data), told(position as u64));
             assert_eq!(seen.rsp & 0xf, 8, "aligned for a call");
             assert_eq!(seen.flags & DIRECTION, 0, "the direction flag");
+        }
+    }
+
+    /// What the context has where programs have no use for it.
+    fn own(&self, given: &Registers, seen: &super::super::machine::Seen) -> u64 {
+        match self.form {
+            // Its address is a frame pointer.
+            Form::SideStack | Form::Swap => given.general[RBP],
+            // A return address of their own.
+            Form::Called | Form::Frame => seen.context[12],
         }
     }
 
@@ -174,9 +183,10 @@ impl Case {
             let (state, slot) = match self.form {
                 // Its frame is not found by the slot.
                 Form::Called => (width << 1, seen.context[11]),
-                _ => (width << 1 | 1, given.general[RSP] - 16),
+                _ => (width << 1 | 1, given.general[RSP] - 24),
             };
-            let (state, own) = (state << 32, seen.context[12]);
+            let own = self.own(given, seen);
+            let state = state << 32;
             let context =
                 [a, b, c, d, e, f, RETURNED, rdx, state, entry, saved, slot, own, returns_to()];
             assert_eq!(seen.context, context, "exit program {position}, {:?}", self.form);

@@ -21,8 +21,8 @@ thread_local! {
     /// The images, and how many of their instructions were run.
     static IMAGES: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     static STEPS: Cell<u64> = const { Cell::new(0) };
-    /// The step at which the handler calls this function.
-    static CALL_AT: Cell<u64> = const { Cell::new(0) };
+    /// The steps at which the handler calls this function.
+    static CALLS_AT: Cell<[u64; 2]> = const { Cell::new([0; 2]) };
     static CALL: Cell<Option<unsafe extern "C" fn(i64) -> i64>> = const { Cell::new(None) };
     static RETURNED: Cell<i64> = const { Cell::new(0) };
 }
@@ -45,36 +45,65 @@ extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     }
     let step = STEPS.get();
     STEPS.set(step + 1);
-    if step == CALL_AT.get()
+    let calls_at = CALLS_AT.get();
+    if calls_at.contains(&step)
         && let Some(call) = CALL.get()
     {
-        // SAFETY: a function of the test's object that takes any number, hooked or not.
-        RETURNED.set(unsafe { call(41) });
-        // The rest runs at full speed.
-        context.uc_mcontext.gregs[libc::REG_EFL as usize] &= !TRAP;
+        // SAFETY: a function of the test's object that takes any number, hooked or not, and does
+        // not ask where the frame pointer points.
+        RETURNED.set(RETURNED.get() + unsafe { call_with_frame(call, 41) });
+        if step == calls_at[1] {
+            // The rest runs at full speed.
+            context.uc_mcontext.gregs[libc::REG_EFL as usize] &= !TRAP;
+        }
     }
+}
+
+/// Calls a function with a number that is nobody's frame pointer for one, which it has to keep.
+///
+/// # Safety
+/// That of the call; it makes no use of its caller's frame pointer.
+unsafe fn call_with_frame(function: unsafe extern "C" fn(i64) -> i64, number: i64) -> i64 {
+    let (result, kept): (i64, i64);
+    // SAFETY: the function keeps to the C ABI (contract).
+    unsafe {
+        asm!(
+            "push rbp",
+            "push rbp",
+            "mov rbp, rdi",
+            "call {function}",
+            "mov rcx, rbp",
+            "pop rbp",
+            "pop rbp",
+            function = in(reg) function,
+            in("rdi") number,
+            lateout("rax") result,
+            lateout("rcx") kept,
+            clobber_abi("C"),
+        );
+    }
+    assert_eq!(kept, number, "the frame pointer");
+    result
 }
 
 /// Calls `driver` with a trap behind every instruction.
 fn step_through(driver: unsafe extern "C" fn(i64) -> i64, number: i64) -> i64 {
-    let result;
-    // SAFETY: the driver keeps to the C ABI; the trap flag is cleared again, and its signal
-    // has a handler.
-    unsafe {
-        asm!(
-            "pushfq",
-            "or qword ptr [rsp], 0x100",
-            "popfq",
-            "call {driver}",
-            "pushfq",
-            "and qword ptr [rsp], -0x101",
-            "popfq",
-            driver = in(reg) driver,
-            in("rdi") number,
-            lateout("rax") result,
-            clobber_abi("C"),
-        );
-    }
+    let set = |trap: bool| {
+        // SAFETY: the trap flag's signal has a handler.
+        unsafe {
+            asm!(
+                "pushfq",
+                "and qword ptr [rsp], -0x101",
+                "or qword ptr [rsp], {flag}",
+                "popfq",
+                flag = in(reg) if trap { TRAP } else { 0 },
+            );
+        }
+    };
+    set(true);
+    // SAFETY: a driver, which makes no use of its caller's frame pointer.
+    let result = unsafe { call_with_frame(driver, number) };
+    set(false);
     result
 }
 
@@ -89,52 +118,76 @@ fn handle_steps() {
     assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Runs `driver` once for each instruction of the images that it runs, interrupted there.
-fn interrupt_everywhere(form: Form, driver: &str, number: i64, expected: i64, left: u64) {
-    let functions = Functions::load(&format!("exits-signals-{driver}-{form:?}"));
+/// Runs `driver` once for each instruction of the images that it runs, interrupted there, and
+/// once again `apart` instructions later.
+fn interrupt_everywhere(
+    functions: &Functions,
+    form: Form,
+    driver: (&str, i64),
+    expected: i64,
+    left: u64,
+    apart: u64,
+) {
     let count_entry: extern "C" fn(_, _, _) = count_entry;
     let count_exit: extern "C" fn(_, _, _) = count_exit;
     let entries = [call_of(count_entry as usize as u64, 0)];
     let exits = [call_of(count_exit as usize as u64, 0)];
     let programs = Programs { entries: &entries, exits: &exits, ..Programs::none(Vectors::Xmm) };
-    let names = ["f_down", "f_catches", "f_jumps", "f_leaf"];
+    let names = ["f_down", "f_catches", "f_jumps", "f_leaf", "f_catches_far"];
     let _hooks = functions.hook(form, &names, &programs);
     let ground = functions.0.address("ground") as u64;
     IMAGES.set((ground, ground + 0x40000));
     // SAFETY: its type in the C source.
     CALL.set(Some(unsafe { functions.0.function("f_leaf") }));
+    let (driver, number) = driver;
     // SAFETY: as above.
     let driver = unsafe { functions.0.function(driver) };
+    // The first time it only counts.
     let mut steps = 0;
-    let mut call_at = 0_u64;
-    while call_at <= steps {
+    for run in 0.. {
         let side_stack = give_side_stack(16);
         for count in [&ENTRIES, &EXITS, &STEPS] {
             count.set(0);
         }
-        // The first time it only counts.
-        CALL_AT.set(call_at.wrapping_sub(1));
-        RETURNED.set(42);
-        assert_eq!(step_through(driver, number), expected, "{form:?}, step {call_at} of {steps}");
-        assert_eq!(RETURNED.get(), 42, "{form:?}, step {call_at} of {steps}");
-        let (entries, exits) = (ENTRIES.get(), EXITS.get());
-        assert_eq!(entries - exits, left, "{form:?}, step {call_at} of {steps}");
-        assert_eq!(side_stack.depth(), 0, "{form:?}, step {call_at} of {steps}");
-        assert_eq!(side_stack.overflowed(), 0);
-        steps = steps.max(STEPS.get());
-        call_at += 1;
+        let first = if run == 0 { u64::MAX - apart } else { run - 1 };
+        if run > 0 && first + apart >= steps {
+            break;
+        }
+        CALLS_AT.set([first, first + apart]);
+        RETURNED.set(0);
+        let at = || format!("{form:?}, steps {first} and {apart} later of {steps}");
+        assert_eq!(step_through(driver, number), expected, "{}", at());
+        let calls = if run == 0 { 0 } else { 1 + i64::from(apart > 0) };
+        assert_eq!(RETURNED.get(), 42 * calls, "{}", at());
+        assert_eq!(ENTRIES.get() - EXITS.get(), left, "{}", at());
+        assert_eq!((side_stack.depth(), side_stack.overflowed()), (0, 0), "{}", at());
+        assert_eq!(side_stack.abandoned(), left, "{}", at());
+        if run == 0 {
+            steps = STEPS.get();
+        }
     }
     assert!(steps > 100, "the images were stepped through: {steps}");
 }
 
+/// How many instructions a second handler comes after the first: up to those between the first
+/// that touches a frame and the last that has to notice.
+const APART: u64 = 8;
+
 #[test]
-fn a_handler_that_calls_hooked_functions_may_come_at_any_instruction() {
+fn handlers_that_call_hooked_functions_may_come_at_any_instruction() {
     handle_steps();
+    let functions = Functions::load("exits-signals");
     for form in SIDE_STACKS {
-        interrupt_everywhere(form, "drive_down", 0, 1, 0);
-        interrupt_everywhere(form, "drive_catches", 0, 0, 1);
-        interrupt_everywhere(form, "drive_jumps", 0, 1, 1);
+        let interrupt = |driver, expected, left, apart| {
+            interrupt_everywhere(&functions, form, driver, expected, left, apart);
+        };
+        for apart in 0..=APART {
+            interrupt(("drive_down", 0), 1, 0, apart);
+        }
+        interrupt(("drive_catches", 0), 0, 1, 0);
+        interrupt(("drive_jumps", 0), 1, 1, 0);
         // Here the handler, too, finds what was left.
-        interrupt_everywhere(form, "drive_far", 1, 2, 2);
+        interrupt(("drive_far", 1), 2, 2, 0);
+        interrupt(("drive_catches_far", 1), 10, 2, 0);
     }
 }
