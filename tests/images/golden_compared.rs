@@ -27,32 +27,36 @@ fn swap_without_programs() {
             enter +320, exit +64
             +0   int3
             +1   cmp rbp, [rcx + 0x10]
-            +5   jb 0x50000000
+            +5   jbe 0x50000000
             +11  mov r8, rax
-            +14  lea rax, [rbp + 0xb0]
-            +21  cmpxchg [rcx], rbp
-            +25  mov rax, r8
-            +28  jne 0x50000026
-            +34  inc qword ptr [rcx + 0x20]
-            +38  mov rbp, [rcx]
-            +41  sub rbp, 0xb0
-            +48  cmp rsp, [rbp - 8]
-            +52  jne 0x50000001
-            +58  jmp 0x50000066
+            +14  mov rax, rbp
+            +17  sub rbp, 0xb0
+            +24  cmpxchg [rcx], rbp
+            +28  mov rax, r8
+            +31  jne 0x50000029
+            +37  inc qword ptr [rcx + 0x20]
+            +41  mov rbp, [rcx]
+            +44  cmp rsp, [rbp - 8]
+            +48  jne 0x50000001
+            +54  jmp 0x5000005f
+            +59  int3
+            +60  int3
+            +61  int3
+            +62  int3
             +63  int3
             +64  sub rsp, 0x20
             +68  mov [rsp + 0x10], rbp
             +73  mov rcx, fs:[0xffffffffffffffc0]
             +82  mov rbp, [rcx]
-            +85  sub rbp, 0xb0
-            +92  cmp rsp, [rbp - 8]
-            +96  jne 0x50000001
-            +102 mov r11, [rbp + 8]
-            +106 mov [rsp + 0x18], r11
-            +111 mov rcx, fs:[0xffffffffffffffc0]
-            +120 mov rsp, [rbp - 8]
-            +124 mov [rcx], rbp
-            +127 mov rbp, [rsp + 0x10]
+            +85  cmp rsp, [rbp - 8]
+            +89  jne 0x50000001
+            +95  mov r11, [rbp + 8]
+            +99  mov [rsp + 0x18], r11
+            +104 mov rcx, fs:[0xffffffffffffffc0]
+            +113 mov rsp, [rbp - 8]
+            +117 lea r11, [rbp - 0xb0]
+            +124 mov rbp, [rsp + 0x10]
+            +129 mov [rcx], r11
             +132 add rsp, 0x18
             +136 pop r11
             +138 jmp r11
@@ -64,28 +68,35 @@ fn swap_without_programs() {
             +150 int3
             +151 inc qword ptr [rax + 0x18]
             +155 jmp 0x5000008e
-            +160 mov [r10 - 0xb8], rsp
-            +167 mov [r10 - 0xb0], rbp
-            +174 cmp r10, [rax]
-            +177 je 0x50000189
-            +183 dec qword ptr [rax + 0x20]
-            +187 jmp 0x5000015e
-            +192 push r11
-            +194 mov r11, rax
-            +197 mov rax, r10
-            +200 sub r10, 0xb0
-            +207 cmpxchg [r11], r10
-            +211 mov rax, r11
-            +214 pop r11
-            +216 jne 0x5000015e
-            +222 inc qword ptr [rax + 0x20]
-            +226 jmp 0x5000015e
-            +231 jne 0x500000c0
-            +237 lea rax, [0x50000040]
-            +244 cmp rax, [rsp + 0x18]
-            +249 mov rax, fs:[0xffffffffffffffc0]
-            +258 jne 0x500000c0
-            +264 jmp 0x5000016e
+            +160 mov [r10 - 8], rsp
+            +164 mov [r10], rbp
+            +167 cmp r10, [rax]
+            +170 je 0x50000186
+            +176 dec qword ptr [rax + 0x20]
+            +180 jmp 0x5000015e
+            +185 push r11
+            +187 mov r11, rax
+            +190 mov rax, r10
+            +193 sub r10, 0xb0
+            +200 cmpxchg [r11], r10
+            +204 mov rax, r11
+            +207 pop r11
+            +209 jne 0x5000015e
+            +215 inc qword ptr [rax + 0x20]
+            +219 jmp 0x5000015e
+            +224 jne 0x500000b9
+            +230 lea rax, [0x50000040]
+            +237 cmp rax, [rsp + 0x18]
+            +242 mov rax, fs:[0xffffffffffffffc0]
+            +251 jne 0x500000b9
+            +257 jmp 0x5000016b
+            +262 int3
+            +263 int3
+            +264 int3
+            +265 int3
+            +266 int3
+            +267 int3
+            +268 int3
             +269 int3
             +270 int3
             +271 int3
@@ -145,39 +156,39 @@ fn swap_without_programs() {
             +341 test rax, rax
             +344 je 0x5000008e
             +350 mov r10, [rax]
-            +353 cmp rsp, [r10 - 0xb8]
-            +360 jae 0x500000e7
-            +366 cmp r10, [rax + 8]
-            +370 jae 0x50000097
-            +376 mov [r10 - 8], rsp
-            +380 mov [r10], rbp
-            +383 add r10, 0xb0
-            +390 mov [rax], r10
-            +393 cmp rsp, [r10 - 0xb8]
-            +400 jne 0x500000a0
-            +406 lea rbp, [r10 - 0xb0]
-            +413 mov [rbp - 0x60], rdi
-            +417 mov [rbp - 0x58], rsi
-            +421 mov [rbp - 0x50], rdx
-            +425 mov [rbp - 0x48], rcx
-            +429 mov [rbp - 0x40], r8
-            +433 mov [rbp - 0x38], r9
-            +437 mov r10, 0x300000000
-            +447 add r10, r11
-            +450 mov [rbp - 0x20], r10
-            +454 mov r10, [rsp + 0x10]
-            +459 lea r10, [r10 - 5]
-            +463 mov [rbp - 0x18], r10
-            +467 mov r10, [rsp + 0x18]
-            +472 mov [rbp + 8], r10
-            +476 lea r11, [0x50000040]
-            +483 mov [rsp + 0x18], r11
-            +488 test rsp, rsp
-            +491 mov rbp, [rbp]
-            +495 pop r10
-            +497 pop rax
-            +498 ret
-            +499 int3
+            +353 cmp rsp, [r10 - 8]
+            +357 jae 0x500000e0
+            +363 cmp r10, [rax + 8]
+            +367 jae 0x50000097
+            +373 add r10, 0xb0
+            +380 mov [r10 - 8], rsp
+            +384 mov [r10], rbp
+            +387 mov [rax], r10
+            +390 cmp rsp, [r10 - 8]
+            +394 jne 0x500000a0
+            +400 mov rbp, r10
+            +403 mov [rbp - 0x60], rdi
+            +407 mov [rbp - 0x58], rsi
+            +411 mov [rbp - 0x50], rdx
+            +415 mov [rbp - 0x48], rcx
+            +419 mov [rbp - 0x40], r8
+            +423 mov [rbp - 0x38], r9
+            +427 mov r10, 0x300000000
+            +437 add r10, r11
+            +440 mov [rbp - 0x20], r10
+            +444 mov r10, [rsp + 0x10]
+            +449 lea r10, [r10 - 5]
+            +453 mov [rbp - 0x18], r10
+            +457 mov r10, [rsp + 0x18]
+            +462 mov [rbp + 8], r10
+            +466 lea r11, [0x50000040]
+            +473 mov [rsp + 0x18], r11
+            +478 test rsp, rsp
+            +481 mov rbp, [rbp]
+            +485 pop r10
+            +487 pop rax
+            +488 ret
+            +489 int3
         "#]],
     );
 }

@@ -76,43 +76,47 @@ fn side_stack_one_program_each() {
             enter +384, exit +64
             +0   int3
             +1   cmp rbp, [rcx + 0x10]
-            +5   jb 0x50000000
+            +5   jbe 0x50000000
             +11  mov r8, rax
-            +14  lea rax, [rbp + 0xb0]
-            +21  cmpxchg [rcx], rbp
-            +25  mov rax, r8
-            +28  jne 0x50000026
-            +34  inc qword ptr [rcx + 0x20]
-            +38  mov rbp, [rcx]
-            +41  sub rbp, 0xb0
-            +48  cmp rsp, [rbp - 8]
-            +52  jne 0x50000001
-            +58  jmp 0x50000066
+            +14  mov rax, rbp
+            +17  sub rbp, 0xb0
+            +24  cmpxchg [rcx], rbp
+            +28  mov rax, r8
+            +31  jne 0x50000029
+            +37  inc qword ptr [rcx + 0x20]
+            +41  mov rbp, [rcx]
+            +44  cmp rsp, [rbp - 8]
+            +48  jne 0x50000001
+            +54  jmp 0x5000005f
+            +59  int3
+            +60  int3
+            +61  int3
+            +62  int3
             +63  int3
             +64  sub rsp, 0x20
             +68  mov [rsp + 0x10], rbp
             +73  mov rcx, fs:[0xffffffffffffffc0]
             +82  mov rbp, [rcx]
-            +85  sub rbp, 0xb0
-            +92  cmp rsp, [rbp - 8]
-            +96  jne 0x50000001
-            +102 mov r11, [rbp + 8]
-            +106 mov [rsp + 0x18], r11
-            +111 mov [rbp - 0x30], rax
-            +115 mov [rbp - 0x28], rdx
-            +119 and rsp, 0xfffffffffffffff0
-            +123 mov eax, [rbp - 0x20]
-            +126 mov r11, 0x7e1000000000
-            +136 mov rsi, [r11 + rax*8]
-            +140 lea rdi, [rbp - 0x60]
-            +144 call 0x50002000
-            +149 mov [rsp - 8], rsp
-            +154 mov rax, [rbp - 0x30]
-            +158 mov rdx, [rbp - 0x28]
-            +162 mov rcx, fs:[0xffffffffffffffc0]
-            +171 mov rsp, [rbp - 8]
-            +175 mov [rcx], rbp
-            +178 mov rbp, [rsp + 0x10]
+            +85  cmp rsp, [rbp - 8]
+            +89  jne 0x50000001
+            +95  mov r11, [rbp + 8]
+            +99  mov [rsp + 0x18], r11
+            +104 mov [rbp - 0x30], rax
+            +108 mov [rbp - 0x28], rdx
+            +112 and rsp, 0xfffffffffffffff0
+            +116 mov eax, [rbp - 0x20]
+            +119 mov r11, 0x7e1000000000
+            +129 mov rsi, [r11 + rax*8]
+            +133 lea rdi, [rbp - 0x60]
+            +137 call 0x50002000
+            +142 mov [rsp - 8], rsp
+            +147 mov rax, [rbp - 0x30]
+            +151 mov rdx, [rbp - 0x28]
+            +155 mov rcx, fs:[0xffffffffffffffc0]
+            +164 mov rsp, [rbp - 8]
+            +168 lea r11, [rbp - 0xb0]
+            +175 mov rbp, [rsp + 0x10]
+            +180 mov [rcx], r11
             +183 add rsp, 0x18
             +187 ret
             +188 int3
@@ -123,53 +127,63 @@ fn side_stack_one_program_each() {
             +197 int3
             +198 inc qword ptr [rax + 0x18]
             +202 jmp 0x500000bd
-            +207 mov [r10 - 0xb8], rsp
-            +214 mov [r10 - 0xb0], rbp
-            +221 cmp r10, [rax]
-            +224 je 0x500001c0
-            +230 dec qword ptr [rax + 0x20]
-            +234 jmp 0x50000195
-            +239 push r11
-            +241 mov r11, rax
-            +244 mov rax, r10
-            +247 sub r10, 0xb0
-            +254 cmpxchg [r11], r10
-            +258 mov rax, r11
-            +261 pop r11
-            +263 jne 0x50000195
-            +269 inc qword ptr [rax + 0x20]
-            +273 jmp 0x50000195
-            +278 jne 0x500000ef
-            +284 mov rax, [rsp + 0x18]
-            +289 sub rax, 0xb
-            +293 cmp rax, [r10 - 0xd8]
-            +300 mov rax, fs:[0xffffffffffffffc0]
-            +309 jne 0x500000ef
-            +315 jmp 0x500001a5
-            +320 push rbp
-            +321 mov rbp, rsp
-            +324 push r11
-            +326 push rdi
-            +327 push rsi
-            +328 push rdx
-            +329 push rcx
-            +330 push r8
-            +332 push r9
-            +334 and rsp, 0xfffffffffffffff0
-            +338 call 0x50003000
-            +343 mov [rsp - 8], rsp
-            +348 lea rsp, [rbp - 0x38]
-            +352 pop r9
-            +354 pop r8
-            +356 pop rcx
-            +357 pop rdx
-            +358 pop rsi
-            +359 pop rdi
-            +360 pop r11
-            +362 pop rbp
-            +363 test rax, rax
-            +366 je 0x500000bd
-            +372 jmp 0x50000195
+            +207 mov [r10 - 8], rsp
+            +211 mov [r10], rbp
+            +214 cmp r10, [rax]
+            +217 je 0x500001bd
+            +223 dec qword ptr [rax + 0x20]
+            +227 jmp 0x50000195
+            +232 push r11
+            +234 mov r11, rax
+            +237 mov rax, r10
+            +240 sub r10, 0xb0
+            +247 cmpxchg [r11], r10
+            +251 mov rax, r11
+            +254 pop r11
+            +256 jne 0x50000195
+            +262 inc qword ptr [rax + 0x20]
+            +266 jmp 0x50000195
+            +271 jne 0x500000e8
+            +277 mov rax, [rsp + 0x18]
+            +282 sub rax, 0xb
+            +286 cmp rax, [r10 - 0x28]
+            +290 mov rax, fs:[0xffffffffffffffc0]
+            +299 jne 0x500000e8
+            +305 jmp 0x500001a2
+            +310 push rbp
+            +311 mov rbp, rsp
+            +314 push r11
+            +316 push rdi
+            +317 push rsi
+            +318 push rdx
+            +319 push rcx
+            +320 push r8
+            +322 push r9
+            +324 and rsp, 0xfffffffffffffff0
+            +328 call 0x50003000
+            +333 mov [rsp - 8], rsp
+            +338 lea rsp, [rbp - 0x38]
+            +342 pop r9
+            +344 pop r8
+            +346 pop rcx
+            +347 pop rdx
+            +348 pop rsi
+            +349 pop rdi
+            +350 pop r11
+            +352 pop rbp
+            +353 test rax, rax
+            +356 je 0x500000bd
+            +362 jmp 0x50000195
+            +367 int3
+            +368 int3
+            +369 int3
+            +370 int3
+            +371 int3
+            +372 int3
+            +373 int3
+            +374 int3
+            +375 int3
+            +376 int3
             +377 int3
             +378 int3
             +379 int3
@@ -181,55 +195,55 @@ fn side_stack_one_program_each() {
             +385 push r10
             +387 mov rax, fs:[0xffffffffffffffc0]
             +396 test rax, rax
-            +399 je 0x50000140
+            +399 je 0x50000136
             +405 mov r10, [rax]
-            +408 cmp rsp, [r10 - 0xb8]
-            +415 jae 0x50000116
-            +421 cmp r10, [rax + 8]
-            +425 jae 0x500000c6
-            +431 mov [r10 - 8], rsp
-            +435 mov [r10], rbp
-            +438 add r10, 0xb0
-            +445 mov [rax], r10
-            +448 cmp rsp, [r10 - 0xb8]
-            +455 jne 0x500000cf
-            +461 lea rbp, [r10 - 0xb0]
-            +468 mov [rbp - 0x60], rdi
-            +472 mov [rbp - 0x58], rsi
-            +476 mov [rbp - 0x50], rdx
-            +480 mov [rbp - 0x48], rcx
-            +484 mov [rbp - 0x40], r8
-            +488 mov [rbp - 0x38], r9
-            +492 mov r10, [rsp + 0x10]
-            +497 mov [rbp - 0x28], r10
-            +501 mov r10, 0x100000000
-            +511 add r10, r11
-            +514 mov [rbp - 0x20], r10
-            +518 mov r10, 0x7d0000000000
-            +528 mov r10, [r10 + r11*8]
-            +532 mov [rbp - 0x18], r10
-            +536 mov r10, [rsp + 0x18]
-            +541 mov [rbp + 8], r10
-            +545 and rsp, 0xfffffffffffffff0
-            +549 mov eax, [rbp - 0x20]
-            +552 mov r11, 0x7e0000000000
-            +562 add rax, rax
-            +565 mov rsi, [r11 + rax*8]
-            +569 lea rdi, [rbp - 0x60]
-            +573 call 0x50001000
-            +578 mov rdi, [rbp - 0x60]
-            +582 mov rsi, [rbp - 0x58]
-            +586 mov rdx, [rbp - 0x50]
-            +590 mov rcx, [rbp - 0x48]
-            +594 mov r8, [rbp - 0x40]
-            +598 mov r9, [rbp - 0x38]
-            +602 mov rsp, [rbp - 8]
-            +606 test rsp, rsp
-            +609 mov rbp, [rbp]
-            +613 pop r10
-            +615 pop rax
-            +616 ret
-            +617 int3
+            +408 cmp rsp, [r10 - 8]
+            +412 jae 0x5000010f
+            +418 cmp r10, [rax + 8]
+            +422 jae 0x500000c6
+            +428 add r10, 0xb0
+            +435 mov [r10 - 8], rsp
+            +439 mov [r10], rbp
+            +442 mov [rax], r10
+            +445 cmp rsp, [r10 - 8]
+            +449 jne 0x500000cf
+            +455 mov rbp, r10
+            +458 mov [rbp - 0x60], rdi
+            +462 mov [rbp - 0x58], rsi
+            +466 mov [rbp - 0x50], rdx
+            +470 mov [rbp - 0x48], rcx
+            +474 mov [rbp - 0x40], r8
+            +478 mov [rbp - 0x38], r9
+            +482 mov r10, [rsp + 0x10]
+            +487 mov [rbp - 0x28], r10
+            +491 mov r10, 0x100000000
+            +501 add r10, r11
+            +504 mov [rbp - 0x20], r10
+            +508 mov r10, 0x7d0000000000
+            +518 mov r10, [r10 + r11*8]
+            +522 mov [rbp - 0x18], r10
+            +526 mov r10, [rsp + 0x18]
+            +531 mov [rbp + 8], r10
+            +535 and rsp, 0xfffffffffffffff0
+            +539 mov eax, [rbp - 0x20]
+            +542 mov r11, 0x7e0000000000
+            +552 add rax, rax
+            +555 mov rsi, [r11 + rax*8]
+            +559 lea rdi, [rbp - 0x60]
+            +563 call 0x50001000
+            +568 mov rdi, [rbp - 0x60]
+            +572 mov rsi, [rbp - 0x58]
+            +576 mov rdx, [rbp - 0x50]
+            +580 mov rcx, [rbp - 0x48]
+            +584 mov r8, [rbp - 0x40]
+            +588 mov r9, [rbp - 0x38]
+            +592 mov rsp, [rbp - 8]
+            +596 test rsp, rsp
+            +599 mov rbp, [rbp]
+            +603 pop r10
+            +605 pop rax
+            +606 ret
+            +607 int3
         "#]],
     );
 }

@@ -159,10 +159,8 @@ const RETURN: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE - 8);
 const CALLER: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE);
 static_assertions::const_assert_eq!(SLOT_ABOVE as usize, 8 * WORKING.len() + 8);
 
-/// The frame that is taken next, by its link, and the one below it.
-const NEXT: Mem = Mem::at(Reg::R10, -LINK);
-const LAST: Mem = NEXT.plus(-FRAME_SIZE);
-/// The one that has just been taken.
+/// The last frame in use, and then the one that is taken.
+const LAST: Mem = Mem::at(Reg::R10, -LINK);
 const TAKEN: Mem = LAST;
 
 /// Where a frame has the thunk's return address until the function returns: what tells a tail
@@ -178,9 +176,9 @@ macro_rules! through {
 struct Resume {
     /// `rax` is the side stack, `r11` the index; the last frame has to be looked at.
     again: u64,
-    /// The same with the next frame in `r10`, and no frame is stale.
+    /// The same with that frame's link in `r10`, and it is not stale.
     live: u64,
-    /// A frame has been taken, up to `r10`.
+    /// The frame with its link in `r10` has been taken.
     taken: u64,
 }
 
@@ -256,20 +254,20 @@ impl Enter<'_> {
         test_reg(code, Reg::Rax, Reg::Rax)?;
         jcc(code, Condition::Equal, aside.no_side_stack())?;
         let again = code.here();
-        mov_load64(code, Reg::R10, Mem::at(Reg::Rax, control::TOP))?;
+        mov_load64(code, Reg::R10, Mem::at(Reg::Rax, control::LAST))?;
         cmp_load64(code, Reg::Rsp, field!(LAST, slot))?;
         jcc(code, Condition::AboveOrEqual, aside.stale)?;
         let live = code.here();
         cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, control::END))?;
         jcc(code, Condition::AboveOrEqual, aside.full)?;
-        mov_store64(code, field!(NEXT, slot), Reg::Rsp)?;
-        mov_store64(code, field!(NEXT, link), Reg::Rbp)?;
         add_imm(code, Reg::R10, FRAME_SIZE)?;
-        mov_store64(code, Mem::at(Reg::Rax, control::TOP), Reg::R10)?;
+        mov_store64(code, field!(TAKEN, slot), Reg::Rsp)?;
+        mov_store64(code, field!(TAKEN, link), Reg::Rbp)?;
+        mov_store64(code, Mem::at(Reg::Rax, control::LAST), Reg::R10)?;
         let taken = code.here();
         cmp_load64(code, Reg::Rsp, field!(TAKEN, slot))?;
         jcc(code, Condition::NotEqual, aside.used)?;
-        lea(code, Reg::Rbp, field!(TAKEN, link))?;
+        mov_reg_reg(code, Reg::Rbp, Reg::R10)?;
         Ok((start, Resume { again, live, taken }))
     }
 
@@ -349,7 +347,7 @@ impl Enter<'_> {
         let used = code.here();
         mov_store64(code, field!(TAKEN, slot), Reg::Rsp)?;
         mov_store64(code, field!(TAKEN, link), Reg::Rbp)?;
-        cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, control::TOP))?;
+        cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, control::LAST))?;
         jcc(code, Condition::Equal, resume.taken)?;
         // Another handler has dropped it, and counted it, by the slot of the first.
         dec_mem64(code, Mem::at(Reg::Rax, control::ABANDONED))?;
@@ -376,7 +374,7 @@ impl Enter<'_> {
         mov_reg_reg(code, Reg::R11, Reg::Rax)?;
         mov_reg_reg(code, Reg::Rax, Reg::R10)?;
         sub_imm(code, Reg::R10, FRAME_SIZE)?;
-        cmpxchg64(code, Mem::at(Reg::R11, control::TOP), Reg::R10)?;
+        cmpxchg64(code, Mem::at(Reg::R11, control::LAST), Reg::R10)?;
         mov_reg_reg(code, Reg::Rax, Reg::R11)?;
         pop(code, Reg::R11)?;
         let until = code.here();

@@ -81,7 +81,7 @@ impl Leave<'_> {
         sub_imm(code, Reg::Rsp, TO_FRAME_SLOT)?;
         mov_store64(code, RBP, Reg::Rbp)?;
         self.load_side_stack(code)?;
-        load_last(code)?;
+        mov_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::LAST))?;
         cmp_load64(code, Reg::Rsp, FRAME_SLOT)?;
         jcc(code, Condition::NotEqual, search)?;
         Ok(start)
@@ -107,10 +107,11 @@ impl Leave<'_> {
         programs.run_exits(code)?;
         self.load_side_stack(code)?;
         mov_load64(code, Reg::Rsp, FRAME_SLOT)?;
+        lea(code, Reg::R11, Mem::at(Reg::Rbp, -FRAME_SIZE))?;
+        mov_load64(code, Reg::Rbp, RBP)?;
         let until = code.here();
         // From here on the frame is a signal handler's.
-        mov_store64(code, Mem::at(Reg::Rcx, control::TOP), Reg::Rbp)?;
-        mov_load64(code, Reg::Rbp, RBP)?;
+        mov_store64(code, Mem::at(Reg::Rcx, control::LAST), Reg::R11)?;
         add_imm(code, Reg::Rsp, SLOT_ABOVE)?;
         let returns = code.here();
         match self.back {
@@ -125,12 +126,6 @@ impl Leave<'_> {
     }
 }
 
-/// Lets `rbp` point at the link of the last frame of the side stack at `rcx`.
-fn load_last(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    mov_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::TOP))?;
-    sub_imm(code, Reg::Rbp, FRAME_SIZE)
-}
-
 /// Drops frames until the one that has the stack pointer, and goes on at `found` with it. Expects
 /// the side stack in `rcx`, and its last frame, which is another. Returns where it begins.
 fn search(
@@ -143,17 +138,18 @@ fn search(
     let lost = code.here();
     int3(code)?;
     let again = code.here();
-    cmp_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::BASE))?;
-    jcc(code, Condition::Below, lost)?;
+    cmp_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::UNUSED))?;
+    jcc(code, Condition::BelowOrEqual, lost)?;
     // A signal handler may have dropped the same frame, and others.
     mov_reg_reg(code, Reg::R8, Reg::Rax)?;
-    lea(code, Reg::Rax, Mem::at(Reg::Rbp, FRAME_SIZE))?;
-    cmpxchg64(code, Mem::at(Reg::Rcx, control::TOP), Reg::Rbp)?;
+    mov_reg_reg(code, Reg::Rax, Reg::Rbp)?;
+    sub_imm(code, Reg::Rbp, FRAME_SIZE)?;
+    cmpxchg64(code, Mem::at(Reg::Rcx, control::LAST), Reg::Rbp)?;
     mov_reg_reg(code, Reg::Rax, Reg::R8)?;
     unless(code, Condition::NotEqual, |code| {
         inc_mem64(code, Mem::at(Reg::Rcx, control::ABANDONED))
     })?;
-    load_last(code)?;
+    mov_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::LAST))?;
     cmp_load64(code, Reg::Rsp, FRAME_SLOT)?;
     jcc(code, Condition::NotEqual, again)?;
     hardening.jump(code, found)?;

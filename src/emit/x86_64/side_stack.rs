@@ -26,20 +26,20 @@ pub(super) const FRAME: Mem = Mem::at(Reg::Rbp, -LINK);
 pub(super) const FRAME_SLOT: Mem = field!(FRAME, slot);
 static_assertions::const_assert_eq!(offset_of!(ExitContext, caller) as i32, LINK + 8);
 
-/// The slot that the frame below the first one has: that of nobody who was left behind.
+/// The slot that the unused frame has: that of nobody who was left behind.
 const ABOVE_ALL: u64 = u64::MAX;
 
 /// One thread's side stack: this control block, and its frames behind it.
 ///
 /// | offset | size | field |
 /// |---|---|---|
-/// | 0 | 8 | address of the link of the next free frame: of its word at 96 |
-/// | 8 | 8 | that of a frame behind the last |
-/// | 16 | 8 | that of the first frame |
+/// | 0 | 8 | address of the link, the word at 96, of the last frame in use; of the unused one if none is |
+/// | 8 | 8 | that of the last frame that there is |
+/// | 16 | 8 | that of the unused one |
 /// | 24 | 8 | calls that ran unhooked because no frame was free |
 /// | 32 | 8 | frames that were left without a return, and dropped |
 /// | 40 | 8 | unused |
-/// | 48 | 176 | what stands below the first frame: a frame that is never used |
+/// | 48 | 176 | the unused frame, which stands below the first |
 /// | 224 | | the frames, 176 bytes each, an [`ExitContext`] each |
 ///
 /// Emitted code of the thread that owns it changes it; any thread may read the counts.
@@ -60,33 +60,33 @@ const ABOVE_ALL: u64 = u64::MAX;
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub struct SideStack {
-    top: AtomicU64,
+    last: AtomicU64,
     end: AtomicU64,
-    base: AtomicU64,
+    before_first: AtomicU64,
     overflowed: AtomicU64,
     abandoned: AtomicU64,
     unused: u64,
-    below: ExitContext,
+    unused_frame: ExitContext,
 }
 
 /// Offsets of the control block's fields, for emitted code.
 pub(super) mod control {
     use super::{SideStack, offset_of};
 
-    pub const TOP: i32 = offset_of!(SideStack, top) as i32;
+    pub const LAST: i32 = offset_of!(SideStack, last) as i32;
     pub const END: i32 = offset_of!(SideStack, end) as i32;
-    pub const BASE: i32 = offset_of!(SideStack, base) as i32;
+    pub const UNUSED: i32 = offset_of!(SideStack, before_first) as i32;
     pub const OVERFLOWED: i32 = offset_of!(SideStack, overflowed) as i32;
     pub const ABANDONED: i32 = offset_of!(SideStack, abandoned) as i32;
 }
 
 static_assertions::const_assert_eq!(size_of::<SideStack>(), 224);
-static_assertions::const_assert_eq!(control::TOP, 0);
+static_assertions::const_assert_eq!(control::LAST, 0);
 static_assertions::const_assert_eq!(control::END, 8);
-static_assertions::const_assert_eq!(control::BASE, 16);
+static_assertions::const_assert_eq!(control::UNUSED, 16);
 static_assertions::const_assert_eq!(control::OVERFLOWED, 24);
 static_assertions::const_assert_eq!(control::ABANDONED, 32);
-static_assertions::const_assert_eq!(offset_of!(SideStack, below), 48);
+static_assertions::const_assert_eq!(offset_of!(SideStack, unused_frame), 48);
 
 /// Why memory did not become a side stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,15 +131,15 @@ impl SideStack {
         size_of::<Self>() + depth as usize * size_of::<ExitContext>()
     }
 
-    /// Makes an empty side stack of `bytes` bytes at `memory`, with as many frames as fit. The
-    /// frames are not written to, so memory that is made on first use costs what is used.
+    /// Makes an empty side stack of `bytes` bytes at `memory`, with as many frames as fit. They are
+    /// not written to, so memory that is made on first use costs what is used.
     ///
     /// # Errors
     /// [`SideStackError`]; then nothing was written.
     ///
     /// # Safety
-    /// The memory is valid for writes and all zeroes, and nobody else uses it from now on until
-    /// the side stack is no thread's any more.
+    /// The memory is valid for writes, and nobody else uses it from now on until the side stack is
+    /// no thread's any more.
     pub unsafe fn init(memory: NonNull<u8>, bytes: usize) -> Result<NonNull<Self>, SideStackError> {
         let side_stack = memory.cast::<Self>();
         if !side_stack.is_aligned() {
@@ -149,24 +149,21 @@ impl SideStack {
         if frames == 0 {
             return Err(SideStackError::TooSmall { bytes });
         }
-        // SAFETY: there are `size_of::<Self>()` bytes and at least one frame behind them, so
-        // that this is inside or at the end of the memory.
-        let base = unsafe { side_stack.add(1) }.cast::<ExitContext>();
-        // SAFETY: all `frames` fit into the memory (computed above).
-        let end = unsafe { base.add(frames) };
-        let link = |frame: NonNull<ExitContext>| {
-            AtomicU64::new(frame.as_ptr().expose_provenance() as u64 + LINK as u64)
+        let unused = side_stack.as_ptr().expose_provenance() + offset_of!(Self, unused_frame);
+        let link = |number| {
+            let frame = unused.wrapping_add(number * size_of::<ExitContext>());
+            AtomicU64::new(frame as u64 + LINK as u64)
         };
         // SAFETY: `size_of::<Self>()` bytes of the memory, aligned (checked above).
         unsafe {
             side_stack.write(Self {
-                top: link(base),
-                end: link(end),
-                base: link(base),
+                last: link(0),
+                end: link(frames),
+                before_first: link(0),
                 overflowed: AtomicU64::new(0),
                 abandoned: AtomicU64::new(0),
                 unused: 0,
-                below: UNUSED,
+                unused_frame: UNUSED,
             });
         }
         Ok(side_stack)
@@ -178,14 +175,14 @@ impl SideStack {
     /// The thread that it belonged to has ended.
     pub unsafe fn reset(&self) {
         self.abandoned.fetch_add(self.depth(), Relaxed);
-        self.top.store(self.base.load(Relaxed), Relaxed);
+        self.last.store(self.before_first.load(Relaxed), Relaxed);
     }
 
     /// Frames in use: hooked functions that the thread is in, and frames left behind that no
     /// later call has met yet.
     #[must_use]
     pub fn depth(&self) -> u64 {
-        let bytes = self.top.load(Relaxed).saturating_sub(self.base.load(Relaxed));
+        let bytes = self.last.load(Relaxed).saturating_sub(self.before_first.load(Relaxed));
         bytes / size_of::<ExitContext>() as u64
     }
 
@@ -203,7 +200,6 @@ impl SideStack {
     }
 }
 
-/// The frame below the first one.
 const UNUSED: ExitContext = ExitContext {
     args: [0; 6],
     rax: 0,

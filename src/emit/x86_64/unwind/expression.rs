@@ -139,8 +139,8 @@ impl Expression {
         const SLOT_BELOW: u8 = LINK as u8 - offset_of!(ExitContext, slot) as u8;
         const CALLER: u8 = offset_of!(ExitContext, caller) as u8 - LINK as u8;
         const { assert!(SLOT_BELOW < 32 && CALLER < 0x80, "operands of one byte") };
-        const BASE: u8 = control::BASE as u8;
-        const TOP: u8 = control::TOP as u8;
+        const UNUSED: u8 = control::UNUSED as u8;
+        const LAST: u8 = control::LAST as u8;
         // libgcc (12.2) picks any element but the lowest: so that is one that nobody needs.
         self.add(&[DUP]);
         // What a frame has of its slot.
@@ -156,8 +156,10 @@ impl Expression {
         self.land(element);
         self.add(&[DUP]);
         self.plus(list.side_stack);
-        self.add(&[DUP, PLUS_UCONST, BASE, DEREF]);
-        self.add(&[OVER, PLUS_UCONST, TOP, DEREF]);
+        self.add(&[DUP, PLUS_UCONST, UNUSED, DEREF]);
+        self.next_frame();
+        self.add(&[OVER, PLUS_UCONST, LAST, DEREF]);
+        self.next_frame();
 
         let halve = self.len; // slot, element, side stack, low, high
         self.add(&[OVER, OVER, LT, LIT, EQ]);
@@ -172,19 +174,19 @@ impl Expression {
         self.add(&[SWAP, DROP]);
         self.back(halve);
         self.land(above);
-        self.number(FRAME_SIZE as u16);
-        self.add(&[PLUS, ROT, SWAP, DROP]);
+        self.next_frame();
+        self.add(&[ROT, SWAP, DROP]);
         self.back(halve);
 
         self.land(found); // slot, element, side stack, frame, frame
-        self.add(&[DROP, SWAP, PLUS_UCONST, TOP, DEREF]);
-        self.add(&[OVER, GT, LIT, EQ]);
-        let at_top = self.branch(BRA); // slot, element, frame
+        self.add(&[DROP, SWAP, PLUS_UCONST, LAST, DEREF]);
+        self.add(&[OVER, LT]);
+        let free = self.branch(BRA); // slot, element, frame
         self.add(&[DUP, LIT + SLOT_BELOW, MINUS, DEREF, PICK, 3, NE]);
         let another = self.branch(BRA);
         self.add(&[PLUS_UCONST, CALLER, DEREF]);
         let end = self.branch(SKIP);
-        self.land(at_top);
+        self.land(free);
         self.land(another);
         self.add(&[DROP]);
         self.plus(list.next);
@@ -192,6 +194,11 @@ impl Expression {
         self.back(next);
         self.land(none);
         self.land(end);
+    }
+
+    fn next_frame(&mut self) {
+        self.number(FRAME_SIZE as u16);
+        self.add(&[PLUS]);
     }
 
     /// Pushes a number.

@@ -70,11 +70,8 @@ pub(super) fn bodies(
     in_frame(&mut rows);
     rows.at(exit.until);
     rows.cfa(RSP, 32);
-    rows.saved(RBP, 16);
-    rows.return_address_at(SLOT);
-    // add rsp, 24
-    rows.at(exit.returns.wrapping_sub(4));
     rows.same(RBP);
+    rows.return_address_at(SLOT);
     rows.at(exit.returns);
     rows.cfa(RSP, 8);
     rows.end();
