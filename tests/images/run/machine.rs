@@ -40,6 +40,9 @@ pub struct Seen {
     pub flags: u64,
     /// Where the context is.
     pub address: u64,
+    /// The frame pointer, and the two words there.
+    pub rbp: u64,
+    pub link: [u64; 2],
 }
 
 /// All that goes into a call, and comes out of it.
@@ -74,7 +77,16 @@ static STATE: Shared = Shared(UnsafeCell::new(State {
     after: [0; 16],
     result: 0,
     count: 0,
-    seen: [Seen { context: [0; 14], cookie: 0, data: 0, rsp: 0, flags: 0, address: 0 }; 16],
+    seen: [Seen {
+        context: [0; 14],
+        cookie: 0,
+        data: 0,
+        rsp: 0,
+        flags: 0,
+        address: 0,
+        rbp: 0,
+        link: [0; 2],
+    }; 16],
     function: 0,
     stack: 0,
     filled: 0,
@@ -266,6 +278,11 @@ global_asm!(
     "mov [rax + {rsp}], rsp",
     "mov [rax + {flags}], r8",
     "mov [rax + {address}], rdi",
+    "mov [rax + {rbp}], rbp",
+    ".irp k, 0,1",
+    "mov rcx, [rbp + 8 * \\k]",
+    "mov [rax + {link} + 8 * \\k], rcx",
+    ".endr",
     "cmp qword ptr [r11 + {change}], 0",
     "je 6f",
     ".irp k, 0,1,2,3,4,5",
@@ -296,6 +313,8 @@ global_asm!(
     rsp = const offset_of!(Seen, rsp),
     flags = const offset_of!(Seen, flags),
     address = const offset_of!(Seen, address),
+    rbp = const offset_of!(Seen, rbp),
+    link = const offset_of!(Seen, link),
     change = const offset_of!(State, change),
     clobbered = const offset_of!(State, clobbered),
     by = const CHANGE,

@@ -246,6 +246,9 @@ impl Case {
                 flags: seen.flags & !DIRECTION,
                 // Below the function's return address there are the body's and ten words.
                 address: given.general[RSP] - 104,
+                // It ends as a frame of the function's would begin.
+                rbp: given.general[RSP] - 16,
+                link: [context[11], context[12]],
             };
             assert_eq!(*seen, expected, "what program {position} saw");
         }

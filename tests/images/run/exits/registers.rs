@@ -8,7 +8,7 @@ use fentry::encode::x86_64::{NOP5, Reg, jmp_reg, mov_imm64};
 use fentry::layout::x86_64::PLAIN;
 
 use super::super::machine::{
-    CHANGE, RETURNED, Registers, State, call, observe, origin, returns_to,
+    CHANGE, RETURNED, Registers, Seen, State, call, observe, origin, returns_to,
 };
 use super::super::{
     ARGUMENTS, CALLEE_SAVED, DIRECTION, R10, R11, RAX, RBP, RSP, Random, SHIFTS, levels,
@@ -134,7 +134,9 @@ impl Case {
             let argument = |number| self.changed(given, number, position);
             let [a, b, c, d, e, f] = core::array::from_fn(argument);
             let [rax, r10, rbp] = [RAX, R10, RBP].map(|register| given.general[register]);
-            let own = self.own(given, seen);
+            // The library's.
+            let own = seen.context[12];
+            self.frame_pointer_leads_on(given, seen);
             let (width, saved) = saved_vectors(self.vectors, seen);
             let context = if self.form == Form::Called {
                 assert_eq!(seen.address, given.general[RSP] - 104, "the stack arguments follow");
@@ -153,13 +155,16 @@ impl Case {
         }
     }
 
-    /// What the context has where programs have no use for it.
-    fn own(&self, given: &Registers, seen: &super::super::machine::Seen) -> u64 {
-        match self.form {
-            // Its address is a frame pointer.
-            Form::SideStack | Form::Swap => given.general[RBP],
-            // A return address of their own.
-            Form::Called | Form::Frame => seen.context[12],
+    /// That a walk along frame pointers goes on in the caller.
+    fn frame_pointer_leads_on(&self, given: &Registers, seen: &Seen) {
+        let caller = match self.form {
+            // There is a frame of its own in between.
+            Form::Called => seen.link[1],
+            _ => returns_to(),
+        };
+        assert_eq!(seen.link, [given.general[RBP], caller], "{:?}", self.form);
+        if let Form::SideStack | Form::Swap = self.form {
+            assert_eq!(seen.rbp, seen.address + 96, "the link is in the context");
         }
     }
 
@@ -185,7 +190,8 @@ impl Case {
                 Form::Called => (width << 1, seen.context[11]),
                 _ => (width << 1 | 1, given.general[RSP] - 24),
             };
-            let own = self.own(given, seen);
+            let own = seen.context[12];
+            self.frame_pointer_leads_on(given, seen);
             let state = state << 32;
             let context =
                 [a, b, c, d, e, f, RETURNED, rdx, state, entry, saved, slot, own, returns_to()];
