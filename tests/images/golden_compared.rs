@@ -26,70 +26,74 @@ fn swap_without_programs() {
         expect![[r#"
             enter +320, exit +64
             +0   int3
-            +1   cmp rbp, [rcx + 0x10]
-            +5   jbe 0x50000000
-            +11  mov r8, rax
-            +14  mov rax, rbp
-            +17  sub rbp, 0xb0
-            +24  cmpxchg [rcx], rbp
-            +28  mov rax, r8
-            +31  jne 0x50000029
-            +37  inc qword ptr [rcx + 0x20]
-            +41  mov rbp, [rcx]
-            +44  cmp rsp, [rbp - 8]
-            +48  jne 0x50000001
-            +54  jmp 0x5000005f
-            +59  int3
-            +60  int3
-            +61  int3
-            +62  int3
-            +63  int3
+            +1   int3
+            +2   int3
+            +3   int3
+            +4   int3
+            +5   int3
+            +6   cmp rbp, [rcx + 0x10]
+            +10  jbe 0x50000005
+            +16  mov r8, rax
+            +19  mov rax, rbp
+            +22  sub rbp, 0xb0
+            +29  cmpxchg [rcx], rbp
+            +33  mov rax, r8
+            +36  jne 0x5000002e
+            +42  inc qword ptr [rcx + 0x20]
+            +46  mov rbp, [rcx]
+            +49  cmp rsp, [rbp - 8]
+            +53  jne 0x50000006
+            +59  jmp 0x5000005b
             +64  sub rsp, 0x20
             +68  mov [rsp + 0x10], rbp
             +73  mov rcx, fs:[0xffffffffffffffc0]
             +82  mov rbp, [rcx]
             +85  cmp rsp, [rbp - 8]
-            +89  jne 0x50000001
-            +95  mov r11, [rbp + 8]
-            +99  mov [rsp + 0x18], r11
-            +104 mov rcx, fs:[0xffffffffffffffc0]
-            +113 mov rsp, [rbp - 8]
-            +117 lea r11, [rbp - 0xb0]
-            +124 mov rbp, [rsp + 0x10]
-            +129 mov [rcx], r11
-            +132 add rsp, 0x18
-            +136 pop r11
-            +138 jmp r11
-            +141 int3
-            +142 cmp rsp, 0xffffffffffffffff
-            +146 pop r10
-            +148 pop rax
-            +149 ret
-            +150 int3
-            +151 inc qword ptr [rax + 0x18]
-            +155 jmp 0x5000008e
-            +160 mov [r10 - 8], rsp
-            +164 mov [r10], rbp
-            +167 cmp r10, [rax]
-            +170 je 0x50000186
-            +176 dec qword ptr [rax + 0x20]
-            +180 jmp 0x5000015e
-            +185 push r11
-            +187 mov r11, rax
-            +190 mov rax, r10
-            +193 sub r10, 0xb0
-            +200 cmpxchg [r11], r10
-            +204 mov rax, r11
-            +207 pop r11
-            +209 jne 0x5000015e
-            +215 inc qword ptr [rax + 0x20]
-            +219 jmp 0x5000015e
-            +224 jne 0x500000b9
-            +230 lea rax, [0x50000040]
-            +237 cmp rax, [rsp + 0x18]
-            +242 mov rax, fs:[0xffffffffffffffc0]
-            +251 jne 0x500000b9
-            +257 jmp 0x5000016b
+            +89  jne short 0x50000006
+            +91  mov r11, [rbp + 8]
+            +95  mov [rsp + 0x18], r11
+            +100 mov rcx, fs:[0xffffffffffffffc0]
+            +109 mov rsp, [rbp - 8]
+            +113 lea r11, [rbp - 0xb0]
+            +120 mov rbp, [rsp + 0x10]
+            +125 mov [rcx], r11
+            +128 add rsp, 0x18
+            +132 pop r11
+            +134 jmp r11
+            +137 int3
+            +138 cmp rsp, 0xffffffffffffffff
+            +142 pop r10
+            +144 pop rax
+            +145 ret
+            +146 int3
+            +147 inc qword ptr [rax + 0x18]
+            +151 jmp 0x5000008a
+            +156 mov [r10 - 8], rsp
+            +160 mov [r10], rbp
+            +163 cmp r10, [rax]
+            +166 je 0x5000017a
+            +172 dec qword ptr [rax + 0x20]
+            +176 jmp 0x5000015a
+            +181 push r11
+            +183 mov r11, rax
+            +186 mov rax, r10
+            +189 sub r10, 0xb0
+            +196 cmpxchg [r11], r10
+            +200 mov rax, r11
+            +203 pop r11
+            +205 jne 0x5000015a
+            +211 inc qword ptr [rax + 0x20]
+            +215 jmp 0x5000015a
+            +220 jne 0x500000b5
+            +226 lea rax, [0x50000040]
+            +233 cmp rax, [rsp + 0x18]
+            +238 mov rax, fs:[0xffffffffffffffc0]
+            +247 jne 0x500000b5
+            +253 jmp 0x50000163
+            +258 int3
+            +259 int3
+            +260 int3
+            +261 int3
             +262 int3
             +263 int3
             +264 int3
@@ -128,67 +132,51 @@ fn swap_without_programs() {
             +297 int3
             +298 int3
             +299 int3
-            +300 int3
-            +301 int3
-            +302 int3
-            +303 int3
-            +304 int3
-            +305 int3
-            +306 int3
-            +307 int3
-            +308 int3
-            +309 int3
-            +310 int3
-            +311 int3
-            +312 int3
-            +313 int3
-            +314 int3
-            +315 int3
-            +316 int3
-            +317 int3
-            +318 int3
-            +319 int3
+            +300 jmp 0x5000008a
+            +305 jmp 0x500000dc
+            +310 jmp 0x50000093
+            +315 jmp 0x5000009c
             +320 push rax
             +321 push r10
             +323 mov r11, [rsp + 0x10]
             +328 mov r11d, [r11 - 0x14]
             +332 mov rax, fs:[0xffffffffffffffc0]
             +341 test rax, rax
-            +344 je 0x5000008e
-            +350 mov r10, [rax]
-            +353 cmp rsp, [r10 - 8]
-            +357 jae 0x500000e0
-            +363 cmp r10, [rax + 8]
-            +367 jae 0x50000097
-            +373 add r10, 0xb0
-            +380 mov [r10 - 8], rsp
-            +384 mov [r10], rbp
-            +387 mov [rax], r10
-            +390 cmp rsp, [r10 - 8]
-            +394 jne 0x500000a0
-            +400 mov rbp, r10
-            +403 mov [rbp - 0x60], rdi
-            +407 mov [rbp - 0x58], rsi
-            +411 mov [rbp - 0x50], rdx
-            +415 mov [rbp - 0x48], rcx
-            +419 mov [rbp - 0x40], r8
-            +423 mov [rbp - 0x38], r9
-            +427 mov r10, 0x300000000
-            +437 add r10, r11
-            +440 mov [rbp - 0x20], r10
-            +444 mov r10, [rsp + 0x10]
-            +449 lea r10, [r10 - 5]
-            +453 mov [rbp - 0x18], r10
-            +457 mov r10, [rsp + 0x18]
-            +462 mov [rbp + 8], r10
-            +466 lea r11, [0x50000040]
-            +473 mov [rsp + 0x18], r11
-            +478 test rsp, rsp
-            +481 mov rbp, [rbp]
-            +485 pop r10
-            +487 pop rax
-            +488 ret
-            +489 int3
+            +344 je short 0x5000012c
+            +346 mov r10, [rax]
+            +349 cmp rsp, [r10 - 8]
+            +353 jae short 0x50000131
+            +355 cmp r10, [rax + 8]
+            +359 jae short 0x50000136
+            +361 add r10, 0xb0
+            +368 mov [r10 - 8], rsp
+            +372 mov [r10], rbp
+            +375 mov [rax], r10
+            +378 cmp rsp, [r10 - 8]
+            +382 jne short 0x5000013b
+            +384 mov rbp, r10
+            +387 mov [rbp - 0x60], rdi
+            +391 mov [rbp - 0x58], rsi
+            +395 mov [rbp - 0x50], rdx
+            +399 mov [rbp - 0x48], rcx
+            +403 mov [rbp - 0x40], r8
+            +407 mov [rbp - 0x38], r9
+            +411 mov r10, 0x300000000
+            +421 add r10, r11
+            +424 mov [rbp - 0x20], r10
+            +428 mov r10, [rsp + 0x10]
+            +433 lea r10, [r10 - 5]
+            +437 mov [rbp - 0x18], r10
+            +441 mov r10, [rsp + 0x18]
+            +446 mov [rbp + 8], r10
+            +450 lea r11, [0x50000040]
+            +457 mov [rsp + 0x18], r11
+            +462 test rsp, rsp
+            +465 mov rbp, [rbp]
+            +469 pop r10
+            +471 pop rax
+            +472 ret
+            +473 int3
         "#]],
     );
 }

@@ -75,175 +75,163 @@ fn side_stack_one_program_each() {
         expect![[r#"
             enter +384, exit +64
             +0   int3
-            +1   cmp rbp, [rcx + 0x10]
-            +5   jbe 0x50000000
-            +11  mov r8, rax
-            +14  mov rax, rbp
-            +17  sub rbp, 0xb0
-            +24  cmpxchg [rcx], rbp
-            +28  mov rax, r8
-            +31  jne 0x50000029
-            +37  inc qword ptr [rcx + 0x20]
-            +41  mov rbp, [rcx]
-            +44  cmp rsp, [rbp - 8]
-            +48  jne 0x50000001
-            +54  jmp 0x5000005f
-            +59  int3
-            +60  int3
-            +61  int3
-            +62  int3
-            +63  int3
+            +1   int3
+            +2   int3
+            +3   int3
+            +4   int3
+            +5   int3
+            +6   cmp rbp, [rcx + 0x10]
+            +10  jbe 0x50000005
+            +16  mov r8, rax
+            +19  mov rax, rbp
+            +22  sub rbp, 0xb0
+            +29  cmpxchg [rcx], rbp
+            +33  mov rax, r8
+            +36  jne 0x5000002e
+            +42  inc qword ptr [rcx + 0x20]
+            +46  mov rbp, [rcx]
+            +49  cmp rsp, [rbp - 8]
+            +53  jne 0x50000006
+            +59  jmp 0x5000005b
             +64  sub rsp, 0x20
             +68  mov [rsp + 0x10], rbp
             +73  mov rcx, fs:[0xffffffffffffffc0]
             +82  mov rbp, [rcx]
             +85  cmp rsp, [rbp - 8]
-            +89  jne 0x50000001
-            +95  mov r11, [rbp + 8]
-            +99  mov [rsp + 0x18], r11
-            +104 mov [rbp - 0x30], rax
-            +108 mov [rbp - 0x28], rdx
-            +112 and rsp, 0xfffffffffffffff0
-            +116 mov eax, [rbp - 0x20]
-            +119 mov r11, 0x7e1000000000
-            +129 mov rsi, [r11 + rax*8]
-            +133 lea rdi, [rbp - 0x60]
-            +137 call 0x50002000
-            +142 mov [rsp - 8], rsp
-            +147 mov rax, [rbp - 0x30]
-            +151 mov rdx, [rbp - 0x28]
-            +155 mov rcx, fs:[0xffffffffffffffc0]
-            +164 mov rsp, [rbp - 8]
-            +168 lea r11, [rbp - 0xb0]
-            +175 mov rbp, [rsp + 0x10]
-            +180 mov [rcx], r11
-            +183 add rsp, 0x18
-            +187 ret
-            +188 int3
-            +189 cmp rsp, 0xffffffffffffffff
-            +193 pop r10
-            +195 pop rax
-            +196 ret
-            +197 int3
-            +198 inc qword ptr [rax + 0x18]
-            +202 jmp 0x500000bd
-            +207 mov [r10 - 8], rsp
-            +211 mov [r10], rbp
-            +214 cmp r10, [rax]
-            +217 je 0x500001bd
-            +223 dec qword ptr [rax + 0x20]
-            +227 jmp 0x50000195
-            +232 push r11
-            +234 mov r11, rax
-            +237 mov rax, r10
-            +240 sub r10, 0xb0
-            +247 cmpxchg [r11], r10
-            +251 mov rax, r11
-            +254 pop r11
-            +256 jne 0x50000195
-            +262 inc qword ptr [rax + 0x20]
-            +266 jmp 0x50000195
-            +271 jne 0x500000e8
-            +277 mov rax, [rsp + 0x18]
-            +282 sub rax, 0xb
-            +286 cmp rax, [r10 - 0x28]
-            +290 mov rax, fs:[0xffffffffffffffc0]
-            +299 jne 0x500000e8
-            +305 jmp 0x500001a2
-            +310 push rbp
-            +311 mov rbp, rsp
-            +314 push r11
-            +316 push rdi
-            +317 push rsi
-            +318 push rdx
-            +319 push rcx
-            +320 push r8
-            +322 push r9
-            +324 and rsp, 0xfffffffffffffff0
-            +328 call 0x50003000
-            +333 mov [rsp - 8], rsp
-            +338 lea rsp, [rbp - 0x38]
-            +342 pop r9
-            +344 pop r8
-            +346 pop rcx
-            +347 pop rdx
-            +348 pop rsi
-            +349 pop rdi
-            +350 pop r11
-            +352 pop rbp
-            +353 test rax, rax
-            +356 je 0x500000bd
-            +362 jmp 0x50000195
-            +367 int3
-            +368 int3
-            +369 int3
-            +370 int3
-            +371 int3
-            +372 int3
-            +373 int3
-            +374 int3
-            +375 int3
-            +376 int3
-            +377 int3
-            +378 int3
-            +379 int3
-            +380 int3
-            +381 int3
-            +382 int3
-            +383 int3
+            +89  jne short 0x50000006
+            +91  mov r11, [rbp + 8]
+            +95  mov [rsp + 0x18], r11
+            +100 mov [rbp - 0x30], rax
+            +104 mov [rbp - 0x28], rdx
+            +108 and rsp, 0xfffffffffffffff0
+            +112 mov eax, [rbp - 0x20]
+            +115 mov r11, 0x7e1000000000
+            +125 mov rsi, [r11 + rax*8]
+            +129 lea rdi, [rbp - 0x60]
+            +133 call 0x50002000
+            +138 mov [rsp - 8], rsp
+            +143 mov rax, [rbp - 0x30]
+            +147 mov rdx, [rbp - 0x28]
+            +151 mov rcx, fs:[0xffffffffffffffc0]
+            +160 mov rsp, [rbp - 8]
+            +164 lea r11, [rbp - 0xb0]
+            +171 mov rbp, [rsp + 0x10]
+            +176 mov [rcx], r11
+            +179 add rsp, 0x18
+            +183 ret
+            +184 int3
+            +185 cmp rsp, 0xffffffffffffffff
+            +189 pop r10
+            +191 pop rax
+            +192 ret
+            +193 int3
+            +194 inc qword ptr [rax + 0x18]
+            +198 jmp 0x500000b9
+            +203 mov [r10 - 8], rsp
+            +207 mov [r10], rbp
+            +210 cmp r10, [rax]
+            +213 je 0x500001b1
+            +219 dec qword ptr [rax + 0x20]
+            +223 jmp 0x50000191
+            +228 push r11
+            +230 mov r11, rax
+            +233 mov rax, r10
+            +236 sub r10, 0xb0
+            +243 cmpxchg [r11], r10
+            +247 mov rax, r11
+            +250 pop r11
+            +252 jne 0x50000191
+            +258 inc qword ptr [rax + 0x20]
+            +262 jmp 0x50000191
+            +267 jne 0x500000e4
+            +273 mov rax, [rsp + 0x18]
+            +278 sub rax, 0xb
+            +282 cmp rax, [r10 - 0x28]
+            +286 mov rax, fs:[0xffffffffffffffc0]
+            +295 jne 0x500000e4
+            +301 jmp 0x5000019a
+            +306 push rbp
+            +307 mov rbp, rsp
+            +310 push r11
+            +312 push rdi
+            +313 push rsi
+            +314 push rdx
+            +315 push rcx
+            +316 push r8
+            +318 push r9
+            +320 and rsp, 0xfffffffffffffff0
+            +324 call 0x50003000
+            +329 mov [rsp - 8], rsp
+            +334 lea rsp, [rbp - 0x38]
+            +338 pop r9
+            +340 pop r8
+            +342 pop rcx
+            +343 pop rdx
+            +344 pop rsi
+            +345 pop rdi
+            +346 pop r11
+            +348 pop rbp
+            +349 test rax, rax
+            +352 je 0x500000b9
+            +358 jmp 0x50000191
+            +363 int3
+            +364 jmp 0x50000132
+            +369 jmp 0x5000010b
+            +374 jmp 0x500000c2
+            +379 jmp 0x500000cb
             +384 push rax
             +385 push r10
             +387 mov rax, fs:[0xffffffffffffffc0]
             +396 test rax, rax
-            +399 je 0x50000136
-            +405 mov r10, [rax]
-            +408 cmp rsp, [r10 - 8]
-            +412 jae 0x5000010f
-            +418 cmp r10, [rax + 8]
-            +422 jae 0x500000c6
-            +428 add r10, 0xb0
-            +435 mov [r10 - 8], rsp
-            +439 mov [r10], rbp
-            +442 mov [rax], r10
-            +445 cmp rsp, [r10 - 8]
-            +449 jne 0x500000cf
-            +455 mov rbp, r10
-            +458 mov [rbp - 0x60], rdi
-            +462 mov [rbp - 0x58], rsi
-            +466 mov [rbp - 0x50], rdx
-            +470 mov [rbp - 0x48], rcx
-            +474 mov [rbp - 0x40], r8
-            +478 mov [rbp - 0x38], r9
-            +482 mov r10, [rsp + 0x10]
-            +487 mov [rbp - 0x28], r10
-            +491 mov r10, 0x100000000
-            +501 add r10, r11
-            +504 mov [rbp - 0x20], r10
-            +508 mov r10, 0x7d0000000000
-            +518 mov r10, [r10 + r11*8]
-            +522 mov [rbp - 0x18], r10
-            +526 mov r10, [rsp + 0x18]
-            +531 mov [rbp + 8], r10
-            +535 and rsp, 0xfffffffffffffff0
-            +539 mov eax, [rbp - 0x20]
-            +542 mov r11, 0x7e0000000000
-            +552 add rax, rax
-            +555 mov rsi, [r11 + rax*8]
-            +559 lea rdi, [rbp - 0x60]
-            +563 call 0x50001000
-            +568 mov rdi, [rbp - 0x60]
-            +572 mov rsi, [rbp - 0x58]
-            +576 mov rdx, [rbp - 0x50]
-            +580 mov rcx, [rbp - 0x48]
-            +584 mov r8, [rbp - 0x40]
-            +588 mov r9, [rbp - 0x38]
-            +592 mov rsp, [rbp - 8]
-            +596 test rsp, rsp
-            +599 mov rbp, [rbp]
-            +603 pop r10
-            +605 pop rax
-            +606 ret
-            +607 int3
+            +399 je short 0x5000016c
+            +401 mov r10, [rax]
+            +404 cmp rsp, [r10 - 8]
+            +408 jae short 0x50000171
+            +410 cmp r10, [rax + 8]
+            +414 jae short 0x50000176
+            +416 add r10, 0xb0
+            +423 mov [r10 - 8], rsp
+            +427 mov [r10], rbp
+            +430 mov [rax], r10
+            +433 cmp rsp, [r10 - 8]
+            +437 jne short 0x5000017b
+            +439 mov rbp, r10
+            +442 mov [rbp - 0x60], rdi
+            +446 mov [rbp - 0x58], rsi
+            +450 mov [rbp - 0x50], rdx
+            +454 mov [rbp - 0x48], rcx
+            +458 mov [rbp - 0x40], r8
+            +462 mov [rbp - 0x38], r9
+            +466 mov r10, [rsp + 0x10]
+            +471 mov [rbp - 0x28], r10
+            +475 mov r10, 0x100000000
+            +485 add r10, r11
+            +488 mov [rbp - 0x20], r10
+            +492 mov r10, 0x7d0000000000
+            +502 mov r10, [r10 + r11*8]
+            +506 mov [rbp - 0x18], r10
+            +510 mov r10, [rsp + 0x18]
+            +515 mov [rbp + 8], r10
+            +519 and rsp, 0xfffffffffffffff0
+            +523 mov eax, [rbp - 0x20]
+            +526 mov r11, 0x7e0000000000
+            +536 add rax, rax
+            +539 mov rsi, [r11 + rax*8]
+            +543 lea rdi, [rbp - 0x60]
+            +547 call 0x50001000
+            +552 mov rdi, [rbp - 0x60]
+            +556 mov rsi, [rbp - 0x58]
+            +560 mov rdx, [rbp - 0x50]
+            +564 mov rcx, [rbp - 0x48]
+            +568 mov r8, [rbp - 0x40]
+            +572 mov r9, [rbp - 0x38]
+            +576 mov rsp, [rbp - 8]
+            +580 test rsp, rsp
+            +583 mov rbp, [rbp]
+            +587 pop r10
+            +589 pop rax
+            +590 ret
+            +591 int3
         "#]],
     );
 }

@@ -7,14 +7,14 @@ use super::calls::{
     save_vectors,
 };
 use super::exit_thunk::{Bodies, ENTER_TO_EXIT, ENTER_TO_UNHOOKED};
-use super::leave::{Leave, Part, Return, align};
+use super::leave::{Leave, Part, Return, align_behind};
 use super::side_stack::{FRAME, FRAME_SIZE, FRAME_SLOT, LINK, SLOT_ABOVE, SideStackPlace, control};
 use super::unwind::{Kind, Marks};
 use crate::emit::{CookiePlace, EmitError, IndexFrom, ProgramCall, SESSIONS, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, add_imm, cmp_imm, cmp_load64, cmpxchg64, dec_mem64, inc_mem64, jcc, lea,
-    lea_rip, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, push, sub_imm,
-    test_reg, xor_reg32,
+    Condition, Mem, Reg, add_imm, cmp_imm, cmp_load64, cmpxchg64, dec_mem64, inc_mem64, jcc,
+    jcc_short, lea, lea_rip, mov_load32, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop,
+    push, sub_imm, test_reg, xor_reg32,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -201,12 +201,16 @@ pub(super) struct Aside {
     pub skip: u64,
     /// Up to here in that, `rbp` is in the frame.
     pub skip_until: u64,
+    /// Behind all of it.
+    pub end: u64,
 }
 
-impl Aside {
-    const fn no_side_stack(&self) -> u64 {
-        self.making.0
-    }
+/// Jumps to what seldom runs, right before the body.
+struct WayOut {
+    no_side_stack: u64,
+    stale: u64,
+    full: u64,
+    used: u64,
 }
 
 impl Enter<'_> {
@@ -219,10 +223,10 @@ impl Enter<'_> {
         let mut trial = CodeBuffer::new(&mut trial, code.here());
         let here = trial.here();
         let aside = self.aside(&mut trial, Resume { again: here, live: here, taken: here })?;
-        let (_, resume) = self.begin(&mut trial, aside)?;
+        let (_, resume) = self.begin(&mut trial, &aside)?;
 
         let aside = self.aside(code, resume)?;
-        let (start, _) = self.begin(code, aside)?;
+        let (start, _) = self.begin(code, &aside)?;
         let framed = code.here();
         self.fill(code)?;
         let found = code.here();
@@ -239,9 +243,30 @@ impl Enter<'_> {
         Ok((Part { start, found, until, returns, end: code.here() }, framed, aside))
     }
 
+    /// Emits jumps to what seldom runs, in reach of short ones: the fewer bytes a body has, the
+    /// sooner a processor has read it.
+    fn way_out(&self, code: &mut CodeBuffer<'_>, aside: &Aside) -> Result<WayOut, EncodeError> {
+        align_behind(code, 4 * self.hardening.jump_size())?;
+        let mut jump = |target| {
+            let here = code.here();
+            self.hardening.jump(code, target)?;
+            Ok(here)
+        };
+        Ok(WayOut {
+            no_side_stack: jump(aside.making.0)?,
+            stale: jump(aside.stale)?,
+            full: jump(aside.full)?,
+            used: jump(aside.used)?,
+        })
+    }
+
     /// Finds the side stack, looks at its last frame, and takes the next.
-    fn begin(&self, code: &mut CodeBuffer<'_>, aside: Aside) -> Result<(u64, Resume), EncodeError> {
-        align(code)?;
+    fn begin(
+        &self,
+        code: &mut CodeBuffer<'_>,
+        aside: &Aside,
+    ) -> Result<(u64, Resume), EncodeError> {
+        let out = self.way_out(code, aside)?;
         let start = code.here();
         for register in WORKING {
             push(code, register)?;
@@ -252,21 +277,21 @@ impl Enter<'_> {
         }
         self.load_side_stack(code)?;
         test_reg(code, Reg::Rax, Reg::Rax)?;
-        jcc(code, Condition::Equal, aside.no_side_stack())?;
+        jcc_short(code, Condition::Equal, out.no_side_stack)?;
         let again = code.here();
         mov_load64(code, Reg::R10, Mem::at(Reg::Rax, control::LAST))?;
         cmp_load64(code, Reg::Rsp, field!(LAST, slot))?;
-        jcc(code, Condition::AboveOrEqual, aside.stale)?;
+        jcc_short(code, Condition::AboveOrEqual, out.stale)?;
         let live = code.here();
         cmp_load64(code, Reg::R10, Mem::at(Reg::Rax, control::END))?;
-        jcc(code, Condition::AboveOrEqual, aside.full)?;
+        jcc_short(code, Condition::AboveOrEqual, out.full)?;
         add_imm(code, Reg::R10, FRAME_SIZE)?;
         mov_store64(code, field!(TAKEN, slot), Reg::Rsp)?;
         mov_store64(code, field!(TAKEN, link), Reg::Rbp)?;
         mov_store64(code, Mem::at(Reg::Rax, control::LAST), Reg::R10)?;
         let taken = code.here();
         cmp_load64(code, Reg::Rsp, field!(TAKEN, slot))?;
-        jcc(code, Condition::NotEqual, aside.used)?;
+        jcc_short(code, Condition::NotEqual, out.used)?;
         mov_reg_reg(code, Reg::Rbp, Reg::R10)?;
         Ok((start, Resume { again, live, taken }))
     }
@@ -357,7 +382,8 @@ impl Enter<'_> {
         let making = self.make(code, unhooked, resume)?;
         let skip = code.here();
         let skip_until = if self.form.modify().is_empty() { skip } else { self.skip(code)? };
-        Ok(Aside { unhooked_until, full, used, dropping, stale, making, skip, skip_until })
+        let end = code.here();
+        Ok(Aside { unhooked_until, full, used, dropping, stale, making, skip, skip_until, end })
     }
 
     /// Emits what drops the last frame, if it was left behind. Gives between which places there is

@@ -5,8 +5,8 @@ use super::call_frame::{Programs, field, unless};
 use super::side_stack::{FRAME, FRAME_SIZE, FRAME_SLOT, SLOT_ABOVE, control};
 use crate::emit::{ProgramCall, Vectors};
 use crate::encode::x86_64::{
-    Condition, Mem, Reg, add_imm, cmp_load64, cmpxchg64, inc_mem64, int3, jcc, jmp_reg, lea,
-    mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, sub_imm,
+    Condition, Mem, Reg, add_imm, cmp_load64, cmpxchg64, inc_mem64, int3, jcc, jcc_short, jmp_reg,
+    lea, mov_load64, mov_load64_fs, mov_reg_reg, mov_store64, pop, sub_imm,
 };
 use crate::encode::{CodeBuffer, EncodeError};
 
@@ -57,33 +57,32 @@ const RBP: Mem = Mem::at(Reg::Rsp, SLOT_ABOVE - 8);
 impl Leave<'_> {
     /// Emits the body.
     pub fn emit(&self, code: &mut CodeBuffer<'_>) -> Result<Part, EncodeError> {
-        // The search stands before the body, and goes on behind the body's beginning: a
-        // first attempt elsewhere shows where that is.
+        // The search stands right before the body, in reach of a short jump, and goes on behind
+        // the body's beginning: a first attempt shows where that is.
         let mut trial = [0; 256];
         let mut trial = CodeBuffer::new(&mut trial, code.here());
         let here = trial.here();
-        search(&mut trial, self.hardening, here)?;
-        self.begin(&mut trial, here)?;
-        let found = trial.here();
+        let before = self.begin(&mut trial, here)?.wrapping_sub(here);
+        let all = trial.here().wrapping_sub(here);
 
-        let search = search(code, self.hardening, found)?;
-        let start = self.begin(code, search)?;
-        let found = code.here();
+        align_behind(code, before)?;
+        let found = code.here().wrapping_add(all);
+        let start = self.begin(code, found)?;
         let (until, returns) = self.run(code)?;
         Ok(Part { start, found, until, returns, end: code.here() })
     }
 
     /// Finds the frame: the last one, unless a function that was called from this one was
-    /// left without a return.
-    fn begin(&self, code: &mut CodeBuffer<'_>, search: u64) -> Result<u64, EncodeError> {
-        align(code)?;
+    /// left without a return. Returns where it starts.
+    fn begin(&self, code: &mut CodeBuffer<'_>, found: u64) -> Result<u64, EncodeError> {
+        let search = search(code, self.hardening, found)?;
         let start = code.here();
         sub_imm(code, Reg::Rsp, TO_FRAME_SLOT)?;
         mov_store64(code, RBP, Reg::Rbp)?;
         self.load_side_stack(code)?;
         mov_load64(code, Reg::Rbp, Mem::at(Reg::Rcx, control::LAST))?;
         cmp_load64(code, Reg::Rsp, FRAME_SLOT)?;
-        jcc(code, Condition::NotEqual, search)?;
+        jcc_short(code, Condition::NotEqual, search)?;
         Ok(start)
     }
 
@@ -158,7 +157,12 @@ fn search(
 
 /// Fills up to a multiple of 64, a cache line, where a body begins.
 pub(super) fn align(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
-    while !code.here().is_multiple_of(64) {
+    align_behind(code, 0)
+}
+
+/// The same where so many bytes come before the body.
+pub(super) fn align_behind(code: &mut CodeBuffer<'_>, bytes: u64) -> Result<(), EncodeError> {
+    while !code.here().wrapping_add(bytes).is_multiple_of(64) {
         int3(code)?;
     }
     Ok(())

@@ -106,6 +106,8 @@ pub(super) fn bodies(
         // once at the place that will be returned to.
         rows.at(aside.skip_until);
         to_thunk(&mut rows);
+        rows.at(aside.end);
+        working(&mut rows);
     }
     rows.end();
 
