@@ -196,42 +196,43 @@ fn side_stack_one_program_each() {
             +433 cmp rsp, [r10 - 8]
             +437 jne short 0x5000017b
             +439 mov rbp, r10
-            +442 mov [rbp - 0x60], rdi
-            +446 mov [rbp - 0x58], rsi
-            +450 mov [rbp - 0x50], rdx
-            +454 mov [rbp - 0x48], rcx
-            +458 mov [rbp - 0x40], r8
-            +462 mov [rbp - 0x38], r9
-            +466 mov r10, [rsp + 0x10]
-            +471 mov [rbp - 0x28], r10
-            +475 mov r10, 0x100000000
-            +485 add r10, r11
-            +488 mov [rbp - 0x20], r10
-            +492 mov r10, 0x7d0000000000
-            +502 mov r10, [r10 + r11*8]
-            +506 mov [rbp - 0x18], r10
-            +510 mov r10, [rsp + 0x18]
-            +515 mov [rbp + 8], r10
-            +519 and rsp, 0xfffffffffffffff0
-            +523 mov eax, [rbp - 0x20]
-            +526 mov r11, 0x7e0000000000
-            +536 add rax, rax
-            +539 mov rsi, [r11 + rax*8]
-            +543 lea rdi, [rbp - 0x60]
-            +547 call 0x50001000
-            +552 mov rdi, [rbp - 0x60]
-            +556 mov rsi, [rbp - 0x58]
-            +560 mov rdx, [rbp - 0x50]
-            +564 mov rcx, [rbp - 0x48]
-            +568 mov r8, [rbp - 0x40]
-            +572 mov r9, [rbp - 0x38]
-            +576 mov rsp, [rbp - 8]
-            +580 test rsp, rsp
-            +583 mov rbp, [rbp]
-            +587 pop r10
-            +589 pop rax
-            +590 ret
-            +591 int3
+            +442 nop [rax + rax]
+            +448 mov [rbp - 0x60], rdi
+            +452 mov [rbp - 0x58], rsi
+            +456 mov [rbp - 0x50], rdx
+            +460 mov [rbp - 0x48], rcx
+            +464 mov [rbp - 0x40], r8
+            +468 mov [rbp - 0x38], r9
+            +472 mov r10, [rsp + 0x10]
+            +477 mov [rbp - 0x28], r10
+            +481 mov r10, 0x100000000
+            +491 add r10, r11
+            +494 mov [rbp - 0x20], r10
+            +498 mov r10, 0x7d0000000000
+            +508 mov r10, [r10 + r11*8]
+            +512 mov [rbp - 0x18], r10
+            +516 mov r10, [rsp + 0x18]
+            +521 mov [rbp + 8], r10
+            +525 and rsp, 0xfffffffffffffff0
+            +529 mov eax, [rbp - 0x20]
+            +532 mov r11, 0x7e0000000000
+            +542 add rax, rax
+            +545 mov rsi, [r11 + rax*8]
+            +549 lea rdi, [rbp - 0x60]
+            +553 call 0x50001000
+            +558 mov rdi, [rbp - 0x60]
+            +562 mov rsi, [rbp - 0x58]
+            +566 mov rdx, [rbp - 0x50]
+            +570 mov rcx, [rbp - 0x48]
+            +574 mov r8, [rbp - 0x40]
+            +578 mov r9, [rbp - 0x38]
+            +582 mov rsp, [rbp - 8]
+            +586 test rsp, rsp
+            +589 mov rbp, [rbp]
+            +593 pop r10
+            +595 pop rax
+            +596 ret
+            +597 int3
         "#]],
     );
 }

@@ -27,6 +27,7 @@ mod preamble;
 mod preamble_hash;
 mod replacement;
 mod side_stack;
+mod side_stack_bodies;
 mod swap;
 mod thunk;
 mod unwind;
@@ -36,7 +37,6 @@ pub use call_table::CallTable;
 pub use called::CalledTrampoline;
 pub use check::{Check, FINEIBT_PREFIX, Generation, TARGET};
 pub use dispatch::Dispatcher;
-pub use enter::SideStackBodies;
 pub use entry::EntryBody;
 pub use exit_thunk::{Bodies, EXIT_THUNK_SIZE, Kept, exit_thunk, exit_thunk_hardened};
 pub use frame::FrameBodies;
@@ -46,6 +46,7 @@ pub use replacement::{
     HARDENED_REPLACEMENT_SIZE, REPLACEMENT_SIZE, replacement, replacement_hardened,
 };
 pub use side_stack::{MakeSideStack, SideStack, SideStackError, SideStackPlace};
+pub use side_stack_bodies::SideStackBodies;
 pub use swap::SwapBodies;
 pub use thunk::{THUNK_JUMP, THUNK_SIZE, entry_thunk, entry_thunk_hardened, is_thunk_place};
 pub use unwind::{Marks, SideStackList, UnwindTable};
