@@ -122,6 +122,11 @@ impl Enter<'_> {
         let aside = self.aside(code, resume)?;
         let (start, _) = self.begin(code, &aside)?;
         let framed = code.here();
+        // Code is read by lines of the cache: if one ends here, what follows begins with the next.
+        let missing = 64 - code.here().wrapping_sub(start) as usize % 64;
+        if missing <= NOP_MAX {
+            nop(code, missing)?;
+        }
         self.fill(code)?;
         let found = code.here();
         self.run(code, aside)?;
@@ -187,11 +192,6 @@ impl Enter<'_> {
         cmp_load64(code, Reg::Rsp, field!(TAKEN, slot))?;
         jcc_short(code, Condition::NotEqual, out.used)?;
         mov_reg_reg(code, Reg::Rbp, Reg::R10)?;
-        // Code is read by lines of the cache: if one ends here, what follows begins with the next.
-        let missing = 64 - code.here().wrapping_sub(start) as usize % 64;
-        if missing <= NOP_MAX {
-            nop(code, missing)?;
-        }
         Ok((start, Resume { again, live, taken }))
     }
 
