@@ -99,6 +99,7 @@ impl Programs<'_> {
             jcc(code, Condition::NotEqual, skip)?;
         }
         restore_vectors(code, self.vectors, VECTOR_ARGUMENTS)?;
+        // Otherwise the thread is in here until the exit, which forgets them all.
         if self.exits.is_empty() {
             forget_return_address(code)?;
         }

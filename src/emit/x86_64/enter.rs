@@ -79,8 +79,8 @@ struct Resume {
 /// What stands before the body: what seldom runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Aside {
-    /// In what calls go on at that run unhooked, which begins it: here registers are restored.
-    pub unhooked_until: u64,
+    /// Restores registers for a call that runs unhooked, which is what begins it.
+    pub unhooked: u64,
     /// Every frame is in use.
     pub full: u64,
     /// A handler has used the frame that has been taken since its slot was written.
@@ -89,11 +89,11 @@ pub(super) struct Aside {
     pub dropping: (u64, u64),
     /// The last frame's slot is at or below this function's.
     pub stale: u64,
-    /// Makes a side stack, up to the second.
+    /// Between these, a side stack is made; both are one where nothing makes any.
     pub making: (u64, u64),
     /// A program's result, in `rax`, is what the function returns.
     pub skip: u64,
-    /// Up to here in that, `rbp` is in the frame.
+    /// Up to here in that, `rbp` is in the frame. The same where nothing skips the function.
     pub skip_until: u64,
     /// Behind all of it.
     pub end: u64,
@@ -260,7 +260,7 @@ impl Enter<'_> {
             lea(code, Reg::R11, Mem::at(Reg::R11, ENTER_TO_UNHOOKED))?;
             mov_store64(code, RETURN, Reg::R11)?;
         }
-        let unhooked_until = code.here();
+        let restores = code.here();
         restore_working(code)?;
         self.hardening.body_end(code)?;
 
@@ -282,7 +282,7 @@ impl Enter<'_> {
         let skip = code.here();
         let skip_until = if self.form.modify().is_empty() { skip } else { self.skip(code)? };
         let end = code.here();
-        Ok(Aside { unhooked_until, full, used, dropping, stale, making, skip, skip_until, end })
+        Ok(Aside { unhooked: restores, full, used, dropping, stale, making, skip, skip_until, end })
     }
 
     /// Emits what drops the last frame, if it was left behind. Gives between which places there is

@@ -79,7 +79,7 @@ pub(super) fn bodies(
     // What calls go on at that run unhooked, and what else seldom runs.
     let mut rows = table.of(exit.end..enter.start);
     working(&mut rows);
-    rows.at(aside.unhooked_until);
+    rows.at(aside.unhooked);
     restore_working(&mut rows);
     rows.at(aside.full);
     working(&mut rows);
@@ -87,7 +87,7 @@ pub(super) fn bodies(
     rows.cfa(RSP, 32);
     rows.at(aside.dropping.1);
     working(&mut rows);
-    if aside.making.0 > aside.dropping.1 {
+    if aside.making.0 != aside.making.1 {
         rows.at(aside.making.0);
         // push rbp; mov rbp, rsp
         rows.advance(1);
@@ -99,7 +99,7 @@ pub(super) fn bodies(
         working(&mut rows);
         rows.same(RBP);
     }
-    if aside.skip_until > aside.skip {
+    if aside.skip_until != aside.skip {
         rows.at(aside.skip);
         in_frame(&mut rows);
         // Where the caller's place is overwritten, for a return thunk, the thunk is seen twice:
