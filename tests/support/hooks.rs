@@ -86,6 +86,11 @@ pub fn give_side_stack(depth: u32) -> &'static SideStack {
     unsafe { side_stack.as_ref() }
 }
 
+/// Gives this thread one that it had before.
+pub fn give_back(side_stack: &'static SideStack) {
+    SIDE_STACK.set(ptr::from_ref(side_stack).cast_mut());
+}
+
 /// This thread's side stack, if it has one.
 pub fn side_stack() -> Option<&'static SideStack> {
     // SAFETY: as above.

@@ -3,6 +3,8 @@
 //! looked at.
 
 use core::ops::Range;
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{EntryBody, Hardening, Preamble, UnwindTable};
@@ -14,7 +16,9 @@ use fentry::layout::x86_64::PLAIN;
 
 use crate::exits::steps::step_through;
 use crate::hooked::{call_back, load};
-use crate::hooks::{Form, Ground, Hooks, Programs, give_side_stack, side_stack, side_stack_list};
+use crate::hooks::{
+    Form, Ground, Hooks, Programs, give_back, give_side_stack, side_stack, side_stack_list,
+};
 use crate::mitigated::Thunks;
 use crate::support::object::Object;
 
@@ -109,7 +113,14 @@ extern "C" fn may_skip(context: &mut Context, _: u64, _: u64) -> u64 {
     if context.args()[0] == SKIPPED { 40 } else { 0 }
 }
 
-extern "C" fn at_exit(_: &mut ExitContext, _: u64, _: u64) {}
+/// What the last exit context had of its slot.
+static SLOT: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn at_exit(context: &mut ExitContext, _: u64, _: u64) {
+    // SAFETY: its word at 88.
+    let slot = unsafe { ptr::from_mut(context).cast::<u64>().add(11).read() };
+    SLOT.store(slot, Ordering::Relaxed);
+}
 
 /// Hooks all functions at entry and exit.
 fn hook(lab: &Lab, form: Form, hardening: Hardening, preamble: &Preamble) -> (Hooks, Registered) {
@@ -166,6 +177,21 @@ fn exits_lead_to_the_caller(form: Form) {
         lab.step_through("drive_down", 1);
         assert_eq!((full.depth(), full.overflowed() > 0), (0, true));
     }
+}
+
+#[test]
+fn a_frame_that_is_free_is_nobodys() {
+    let lab = Lab::new("hardened-free");
+    let (hardening, preamble) = lab.thunks.each_hardening()[0];
+    let used = give_side_stack(16);
+    // Looked at before the other.
+    give_side_stack(16);
+    let _hooks = hook(&lab, Form::SideStack, hardening, &preamble);
+    lab.step_through("drive_leaf", 1);
+    let slot = SLOT.load(Ordering::Relaxed);
+    give_back(used);
+    lab.step_through("drive_quiet", 1);
+    assert_eq!(SLOT.load(Ordering::Relaxed), slot, "the same place in another frame");
 }
 
 #[test]

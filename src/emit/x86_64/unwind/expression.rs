@@ -132,8 +132,8 @@ impl Expression {
     /// Of a caller's stack pointer makes the return address that a side stack has for it, or 0
     /// if none has.
     ///
-    /// Slots get smaller from frame to frame. Of frames with one slot, which a tail call makes, the first has the return
-    /// address; it is found by halving.
+    /// Slots get smaller from frame to frame. Of frames with one slot, which a tail call makes, the
+    /// first has the return address; it is found by halving.
     pub(super) fn find_caller(&mut self, list: &SideStackList) {
         // From a frame's link.
         const SLOT_BELOW: u8 = LINK as u8 - offset_of!(ExitContext, slot) as u8;
@@ -159,7 +159,6 @@ impl Expression {
         self.add(&[DUP, PLUS_UCONST, UNUSED, DEREF]);
         self.next_frame();
         self.add(&[OVER, PLUS_UCONST, LAST, DEREF]);
-        self.next_frame();
 
         let halve = self.len; // slot, element, side stack, low, high
         self.add(&[OVER, OVER, LT, LIT, EQ]);
