@@ -144,7 +144,10 @@ impl<E: Display> Display for AttachError<E> {
                  index: another tool uses it"
             ),
             Self::Scratch { needed } => write!(f, "the buffer needs room for {needed} pokes"),
-            Self::TooManyClasses => f.write_str("too many combinations of layout and region"),
+            Self::TooManyClasses => f.write_str(
+                "too many combinations of layout and region; functions whose text is gone keep \
+                 theirs until quiescence, so wait for that",
+            ),
             Self::Emit(error) => Display::fmt(error, f),
             Self::Table(error) => Display::fmt(error, f),
             Self::Images { cause, .. } => write!(f, "no memory for an image: {cause}"),

@@ -12,7 +12,8 @@ impl<E: Embedder> Engine<E> {
     ///
     /// # Safety
     /// No core runs or will run the functions, their thunks or an image they led to, or has
-    /// one of them as a return address: their text is gone, and all is [quiescent](Self::quiesced).
+    /// one of them as a return address: their text is gone, and all is [quiescent](Self::quiesced),
+    /// or they were never attached to.
     pub unsafe fn forget(&mut self, functions: &[FunctionId]) {
         for &id in functions {
             let known = self.functions.get_mut(id.0).filter(|info| info.nop().is_some());
@@ -33,7 +34,8 @@ impl<E: Embedder> Engine<E> {
     /// region's functions are [forgotten](Self::forget).
     ///
     /// # Safety
-    /// They are, so that none of them has a thunk there, and all is quiescent.
+    /// They are, so that none of them has a thunk there, and all is quiescent, or they never had
+    /// one.
     pub unsafe fn forget_region(&mut self, region: Region) {
         for class in self.classes.iter_mut().flatten() {
             if class.region == region {

@@ -112,6 +112,7 @@ impl State {
             let known = self.catalogue.iter().map(|known| known.module.identity.clone());
             Ok::<_, OpenError>(discover::modules_except(&known.collect::<Vec<_>>())?)
         })??;
+        self.forget_untouched();
         for module in found.modules {
             let known = Arc::new(self.register(module)?);
             fresh.push(Arc::clone(&known));
@@ -160,6 +161,26 @@ impl State {
     /// another's by now.
     pub fn knows(&self, module: &Arc<KnownModule>) -> bool {
         self.catalogue.iter().any(|known| Arc::ptr_eq(known, module))
+    }
+
+    /// Gives others what unloaded modules had for which nothing was ever emitted: no thread can
+    /// be where nothing is.
+    fn forget_untouched(&mut self) {
+        let images = &self.engine.parts().images;
+        let untouched = |known: &Arc<KnownModule>| {
+            images.ranges(|region| region == known.region).is_empty()
+                && !known.ids.iter().any(|&id| self.engine.is_attached(id))
+        };
+        let unloaded = core::mem::take(&mut self.unloaded);
+        let (gone, kept): (Vec<_>, Vec<_>) = unloaded.into_iter().partition(untouched);
+        self.unloaded = kept;
+        for known in gone {
+            // SAFETY: its text is gone, and its functions never had a thunk or an image.
+            unsafe { self.engine.forget(&known.ids) };
+            // SAFETY: all of them were forgotten just now.
+            unsafe { self.engine.forget_region(known.region) };
+            self.vacant_regions.push(known.region);
+        }
     }
 
     /// Gives others what the first `count` of the unloaded modules had: indexes, a region,
