@@ -2,9 +2,9 @@
 //! Return thunks and retpolines are the embedder's, and so would be their tables: here they are not
 //! looked at.
 
+use core::cell::Cell;
 use core::ops::Range;
 use core::ptr;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use fentry::addr::Entry;
 use fentry::emit::x86_64::{EntryBody, Hardening, Preamble, UnwindTable};
@@ -113,13 +113,15 @@ extern "C" fn may_skip(context: &mut Context, _: u64, _: u64) -> u64 {
     if context.args()[0] == SKIPPED { 40 } else { 0 }
 }
 
-/// What the last exit context had of its slot.
-static SLOT: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// What this thread's last exit context had of its slot.
+    static SLOT: Cell<u64> = const { Cell::new(0) };
+}
 
 extern "C" fn at_exit(context: &mut ExitContext, _: u64, _: u64) {
     // SAFETY: its word at 88.
     let slot = unsafe { ptr::from_mut(context).cast::<u64>().add(11).read() };
-    SLOT.store(slot, Ordering::Relaxed);
+    SLOT.set(slot);
 }
 
 /// Hooks all functions at entry and exit.
@@ -188,10 +190,10 @@ fn a_frame_that_is_free_is_nobodys() {
     give_side_stack(16);
     let _hooks = hook(&lab, Form::SideStack, hardening, &preamble);
     lab.step_through("drive_leaf", 1);
-    let slot = SLOT.load(Ordering::Relaxed);
+    let slot = SLOT.get();
     give_back(used);
     lab.step_through("drive_quiet", 1);
-    assert_eq!(SLOT.load(Ordering::Relaxed), slot, "the same place in another frame");
+    assert_eq!(SLOT.get(), slot, "the same place in another frame");
 }
 
 #[test]
