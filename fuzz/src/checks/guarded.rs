@@ -222,9 +222,18 @@ fn dispatched(input: &mut Input<'_>) {
             continue;
         }
         let place = column.wrapping_add(u64::from(index) * apart);
+        // One word cannot be both.
+        if place == context(at).wrapping_add(INDEX) {
+            continue;
+        }
         let stop = run(&guard, at, &bytes, start, index, &[(place, program)]);
         assert_eq!(stop, Stop::Left(target));
     }
+}
+
+/// Where programs find what they get first: away from the code and what belongs to it.
+const fn context(at: u64) -> u64 {
+    at ^ 1 << 62
 }
 
 /// Runs a dispatcher on a context with `index`.
@@ -236,8 +245,7 @@ fn run(
     index: u32,
     readable: &[(u64, u64)],
 ) -> Stop {
-    // Away from the code and what belongs to it.
-    let context = at ^ 1 << 62;
+    let context = context(at);
     let mut flow = guard.flow(vec![(at, bytes)]);
     flow.regs[RDI] = context;
     flow.regs[RAX] = u64::MAX;
