@@ -163,15 +163,19 @@ impl State {
         self.catalogue.iter().any(|known| Arc::ptr_eq(known, module))
     }
 
+    /// Whether a link names functions of this module.
+    fn is_attached(&self, known: &KnownModule) -> bool {
+        known.ids.iter().any(|&id| self.engine.is_attached(id))
+    }
+
     /// Gives others what unloaded modules had for which nothing was ever emitted: no thread can
     /// be where nothing is.
     fn forget_untouched(&mut self) {
+        let unloaded = core::mem::take(&mut self.unloaded);
         let images = &self.engine.parts().images;
         let untouched = |known: &Arc<KnownModule>| {
-            images.ranges(|region| region == known.region).is_empty()
-                && !known.ids.iter().any(|&id| self.engine.is_attached(id))
+            images.ranges(|region| region == known.region).is_empty() && !self.is_attached(known)
         };
-        let unloaded = core::mem::take(&mut self.unloaded);
         let (gone, kept): (Vec<_>, Vec<_>) = unloaded.into_iter().partition(untouched);
         self.unloaded = kept;
         for known in gone {
@@ -193,9 +197,8 @@ impl State {
         let gone = core::mem::replace(&mut self.unloaded, later);
         // A link that names such functions still, against the contract of `attach`, keeps them:
         // what it would detach must not become another module's.
-        let attached =
-            |known: &Arc<KnownModule>| known.ids.iter().any(|&id| self.engine.is_attached(id));
-        let (kept, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(attached);
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            gone.into_iter().partition(|known| self.is_attached(known));
         self.unloaded.extend(kept);
         if gone.is_empty() {
             return;

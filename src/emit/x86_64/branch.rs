@@ -48,7 +48,7 @@ pub struct Hardening {
 }
 
 /// Bytes of a cache line, whose upper half [`Mitigations::ITS`] wants branches in.
-const LINE: u64 = 64;
+pub(super) const LINE: u64 = 64;
 
 impl Hardening {
     /// No mitigation: plain branches.

@@ -1,6 +1,6 @@
 //! What runs when a hooked function with exit programs is entered.
 
-use super::branch::Hardening;
+use super::branch::{Hardening, LINE};
 use super::call_frame::{ARGUMENTS, Programs, field, load_function};
 use super::calls::{
     VECTOR_ARGUMENTS, align_stack, forget_return_address, restore_vectors, save_vectors,
@@ -123,7 +123,7 @@ impl Enter<'_> {
         let (start, _) = self.begin(code, &aside)?;
         let framed = code.here();
         // Code is read by lines of the cache: if one ends here, what follows begins with the next.
-        let missing = 64 - code.here().wrapping_sub(start) as usize % 64;
+        let missing = (LINE - framed % LINE) as usize;
         if missing <= NOP_MAX {
             nop(code, missing)?;
         }

@@ -1,6 +1,6 @@
 //! What runs when a hooked function returns.
 
-use super::branch::Hardening;
+use super::branch::{Hardening, LINE};
 use super::call_frame::{Programs, field, unless};
 use super::side_stack::{FRAME, FRAME_SIZE, FRAME_SLOT, SLOT_ABOVE, control};
 use crate::emit::{ProgramCall, Vectors};
@@ -155,14 +155,14 @@ fn search(
     Ok(again)
 }
 
-/// Fills up to a multiple of 64, a cache line, where a body begins.
+/// Fills up to a cache line, where a body begins.
 pub(super) fn align(code: &mut CodeBuffer<'_>) -> Result<(), EncodeError> {
     align_behind(code, 0)
 }
 
 /// The same where so many bytes come before the body.
 pub(super) fn align_behind(code: &mut CodeBuffer<'_>, bytes: u64) -> Result<(), EncodeError> {
-    while !code.here().wrapping_add(bytes).is_multiple_of(64) {
+    while !code.here().wrapping_add(bytes).is_multiple_of(LINE) {
         int3(code)?;
     }
     Ok(())

@@ -20,7 +20,7 @@ pub fn step_through(
 ) {
     // SAFETY: a driver, which may be called with any number.
     let (_, steps) = unsafe { step(object.address(driver), argument, emitted) };
-    assert!(steps.len() > 16, "{} instructions", steps.len());
+    assert!(steps.len() > 20, "{} instructions", steps.len());
     let mut tail = None;
     for seen in &steps {
         let place = seen.at - emitted.start;

@@ -142,29 +142,25 @@ fn interrupt_everywhere(
     let (driver, number) = driver;
     // SAFETY: as above.
     let driver = unsafe { functions.0.function(driver) };
-    // The first time it only counts.
-    let mut steps = 0;
-    for run in 0.. {
+    let run = |calls_at: [u64; 2], calls: i64| {
         let side_stack = give_side_stack(16);
         for count in [&ENTRIES, &EXITS, &STEPS] {
             count.set(0);
         }
-        let first = if run == 0 { u64::MAX - apart } else { run - 1 };
-        if run > 0 && first + apart >= steps {
-            break;
-        }
-        CALLS_AT.set([first, first + apart]);
+        CALLS_AT.set(calls_at);
         RETURNED.set(0);
-        let at = || format!("{form:?}, steps {first} and {apart} later of {steps}");
+        let at = || format!("{form:?}, steps {calls_at:?}");
         assert_eq!(step_through(driver, number), expected, "{}", at());
-        let calls = if run == 0 { 0 } else { 1 + i64::from(apart > 0) };
         assert_eq!(RETURNED.get(), 42 * calls, "{}", at());
         assert_eq!(ENTRIES.get() - EXITS.get(), left, "{}", at());
         assert_eq!((side_stack.depth(), side_stack.overflowed()), (0, 0), "{}", at());
         assert_eq!(side_stack.abandoned(), left, "{}", at());
-        if run == 0 {
-            steps = STEPS.get();
-        }
+    };
+    // At no step: this only counts them.
+    run([u64::MAX; 2], 0);
+    let steps = STEPS.get();
+    for first in 0..steps - apart {
+        run([first, first + apart], 1 + i64::from(apart > 0));
     }
     assert!(steps > 100, "the images were stepped through: {steps}");
 }
